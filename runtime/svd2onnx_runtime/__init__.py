@@ -1,0 +1,43 @@
+"""Check, time and judge ONNX graphs with numpy and onnxruntime alone: no torch, no onnx.
+
+``open_session`` and ``run`` execute a graph, ``certify`` proves that its quantized MatMuls fused,
+``bench`` times graphs side by side, ``evaluate`` compares one with its float32 original.
+"""
+
+from svd2onnx_runtime.bench import BenchResult, GraphTiming, bench, graph_bytes
+from svd2onnx_runtime.certify import Certificate, certify
+from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
+from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
+from svd2onnx_runtime.memory import Footprint, measure_footprint
+from svd2onnx_runtime.objectives import fidelity, sample_errors
+from svd2onnx_runtime.session import (
+    gpu_count,
+    open_session,
+    provider_of,
+    run,
+    synthetic_inputs,
+)
+
+__all__ = [
+    "BenchResult",
+    "Certificate",
+    "EvaluationResult",
+    "Footprint",
+    "GraphError",
+    "GraphTiming",
+    "InputsError",
+    "ProviderError",
+    "Svd2OnnxError",
+    "bench",
+    "certify",
+    "evaluate",
+    "fidelity",
+    "gpu_count",
+    "graph_bytes",
+    "measure_footprint",
+    "open_session",
+    "provider_of",
+    "run",
+    "sample_errors",
+    "synthetic_inputs",
+]

@@ -1,0 +1,26 @@
+"""The root of every error that svd2onnx raises on purpose.
+
+It lives in the runtime package because imports point downwards only: the compressor's own errors
+(``svd2onnx.errors``) derive from it, and the command line catches this one class.
+
+    Svd2OnnxError
+    |- ProviderError      the execution provider asked for is not to be had here
+    |- GraphError         a file is not a graph that onnxruntime can run as asked
+    '- InputsError        the arrays given do not fit the graph, or the two graphs do not match
+"""
+
+
+class Svd2OnnxError(Exception):
+    """A stated failure: one line that says what was expected, what was found and what to do."""
+
+
+class ProviderError(Svd2OnnxError):
+    """The execution provider asked for is not available on this machine."""
+
+
+class GraphError(Svd2OnnxError):
+    """The file is missing, empty, or no ONNX graph that onnxruntime can load."""
+
+
+class InputsError(Svd2OnnxError):
+    """The given arrays do not fit the graph, or two graphs that are compared do not match."""

@@ -1,0 +1,135 @@
+"""Accuracy of a graph against the float32 original: fidelity of the outputs, and the task's metric.
+
+Both graphs run over the same batches in default sessions, so the numbers are what a user gets.
+A model file judges outputs by a function of numpy arrays::
+
+    metric(outputs: dict[str, ndarray], batch: dict[str, ndarray])
+        -> float | dict[str, float | ndarray]
+
+A bare float is named "metric". Floats are averaged over the batches, weighted by rows; arrays are
+columns, concatenated over the batches and then averaged, unless ``summary(columns)`` reduces them
+(a rank correlation needs the whole column).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.objectives import fidelity, sample_errors
+from svd2onnx_runtime.session import Array, Session, open_session, provider_of, run
+
+MetricValue: TypeAlias = float | dict[str, Any]
+Metric: TypeAlias = Callable[[dict[str, Array], dict[str, Array]], MetricValue]
+Summary: TypeAlias = Callable[[dict[str, Array]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Fidelity and metric of a graph, and the metric of its reference, on ``provider``.
+
+    Errors are per sample, as the objective counts them (rows, tokens or batch entries).
+    ``standard_error`` is that of ``mean_error``; it takes samples as independent, which tokens of
+    one text are not. It is None for one sample. ``worst_sample`` counts from 0 over all batches
+    (masked tokens left out).
+    """
+
+    provider: str
+    objective: str
+    samples: int
+    fidelity: float
+    mean_error: float
+    standard_error: float | None
+    worst_error: float
+    worst_sample: int
+    metric: dict[str, float]
+    reference_metric: dict[str, float]
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    batches: Iterable[Mapping[str, Array]],
+    metric: Metric | None,
+    objective: str,
+    provider: str = "auto",
+    summary: Summary | None = None,
+) -> EvaluationResult:
+    """Run ``path`` and ``reference`` over ``batches`` and compare them.
+
+    Fidelity is that of the first output; "kl" counts only the tokens of a batch's "attention_mask"
+    if that has the shape of the logits without their last axis. Raises InputsError for no batches,
+    ProviderError and GraphError.
+    """
+    session, original = (open_session(file, provider) for file in (path, reference))
+    errors: list[Array] = []
+    scores, original_scores = _Scores(summary), _Scores(summary)
+    for batch in batches:
+        outputs, expected = run(session, batch), run(original, batch)
+        first, first_expected = next(iter(outputs.values())), next(iter(expected.values()))
+        mask = _token_mask(objective, first_expected, batch)
+        errors.append(sample_errors(objective, first_expected, first, mask))
+        if metric is not None:
+            rows = _rows(session, batch)
+            scores.add(metric(outputs, dict(batch)), rows)
+            original_scores.add(metric(expected, dict(batch)), rows)
+    every = np.concatenate(errors) if errors else np.empty(0)
+    if not every.size:
+        raise InputsError("expected at least one sample to compare, found none: give more batches")
+    mean = float(every.mean())
+    worst = int(every.argmax())
+    return EvaluationResult(
+        provider=provider_of(session),
+        objective=objective,
+        samples=every.size,
+        fidelity=fidelity(objective, mean),
+        mean_error=mean,
+        standard_error=(
+            float(every.std(ddof=1)) / math.sqrt(every.size) if every.size > 1 else None
+        ),
+        worst_error=float(every[worst]),
+        worst_sample=worst,
+        metric=scores.result(),
+        reference_metric=original_scores.result(),
+    )
+
+
+class _Scores:
+    """Collects a metric's values over the batches: weighted means of floats, and columns."""
+
+    def __init__(self, summary: Summary | None) -> None:
+        self._summary = summary
+        self._sums: dict[str, tuple[float, int]] = {}  # name -> (value x rows, rows)
+        self._columns: dict[str, list[Array]] = {}
+
+    def add(self, value: MetricValue, rows: int) -> None:
+        named = value if isinstance(value, dict) else {"metric": value}
+        for name, item in named.items():
+            if isinstance(item, np.ndarray) and item.ndim:
+                self._columns.setdefault(name, []).append(item)
+            else:
+                total, seen = self._sums.get(name, (0.0, 0))
+                self._sums[name] = total + float(item) * rows, seen + rows
+
+    def result(self) -> dict[str, float]:
+        means = {name: total / rows for name, (total, rows) in self._sums.items()}
+        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        if self._summary is not None and columns:
+            return means | self._summary(columns)
+        return means | {name: float(column.mean()) for name, column in columns.items()}
+
+
+def _token_mask(objective: str, logits: Array, batch: Mapping[str, Array]) -> Array | None:
+    mask = batch.get("attention_mask") if objective == "kl" else None
+    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
+
+
+def _rows(session: Session, batch: Mapping[str, Array]) -> int:
+    """The batch size: the first axis of the graph's first input."""
+    return int(np.shape(batch[session.get_inputs()[0].name])[0])

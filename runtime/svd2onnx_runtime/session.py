@@ -1,0 +1,248 @@
+"""Open an ONNX graph in onnxruntime on the provider asked for, and run it by input names.
+
+Two kinds of session matter here. A *strict* one has every graph optimization disabled, so it
+computes the float graph as written: DequantizeLinear, then MatMul. A *deployed* one has the default
+options: onnxruntime then fuses each such pair into one MatMulNBits kernel, which on the CPU also
+rounds the activations to int8 in blocks (``session.qdq_matmulnbits_accuracy_level`` = 4).
+
+onnxruntime-gpu lists CUDAExecutionProvider on machines without a GPU, and then falls back to the
+CPU with lines on stderr. So the GPU is looked for first, through the CUDA driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
+
+Session: TypeAlias = ort.InferenceSession
+Array: TypeAlias = NDArray[Any]
+ORT_VERSION: str = ort.__version__
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ORT_ERRORS = (
+    _state.EPFail,
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+)
+_DTYPES = {
+    "float": "float32",
+    "float16": "float16",
+    "double": "float64",
+    "bool": "bool",
+    **{f"{sign}int{width}": f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)},
+}
+_SILENT = 4  # onnxruntime severity "fatal": what we handle is raised, not also logged
+_DEFAULT_SEVERITY = 2
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    provider: str = "auto",
+    *,
+    threads: int | None = None,
+    strict: bool = False,
+) -> Session:
+    """Load the graph at ``path`` on "cpu", "cuda", or "auto": CUDA where a GPU is, else the CPU.
+
+    ``threads`` are the threads inside one operator (None: onnxruntime's choice). ``strict``
+    disables every optimization, and TF32 on CUDA. Raises ProviderError and GraphError.
+    """
+    return load(path, session_options(threads, strict=strict), provider, tf32=not strict)
+
+
+def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
+    """The ``SessionOptions`` of a strict or a deployed session, logging nothing below "fatal"."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if strict:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def load(
+    path: str | os.PathLike[str], options: Any, provider: str = "auto", *, tf32: bool = True
+) -> Session:
+    """``open_session`` with given ``SessionOptions``."""
+    graph = _checked_file(path)
+    chosen = resolve_provider(provider)
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if chosen == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": str(int(tf32))}))
+    with _quiet_cuda() if chosen == "cuda" else contextlib.nullcontext():
+        try:
+            session = ort.InferenceSession(
+                os.fspath(graph), options, providers=providers, enable_fallback=0
+            )
+        except _ORT_ERRORS as error:
+            raise GraphError(f"onnxruntime cannot load {graph}: {one_line(error)}") from error
+    if provider == "cuda" and provider_of(session) != "cuda":
+        raise ProviderError(
+            "a GPU is here but onnxruntime could not start its CUDA provider: install the CUDA and "
+            "cuDNN libraries it needs (pip install 'onnxruntime-gpu[cuda,cudnn]'), or ask for 'cpu'"
+        )
+    return session
+
+
+def resolve_provider(provider: str) -> str:
+    """Settle "auto" on "cpu" or "cuda"; ProviderError for a provider that cannot be had."""
+    if provider not in (*_PROVIDERS, "auto"):
+        raise ProviderError(f"expected provider 'auto', 'cpu' or 'cuda', found {provider!r}")
+    if provider == "cpu":
+        return "cpu"
+    offered = ort.get_available_providers()
+    gpus = gpu_count()
+    if _PROVIDERS["cuda"] in offered and gpus:
+        return "cuda"
+    if provider == "auto":
+        return "cpu"
+    raise ProviderError(
+        f"provider 'cuda' needs a GPU and onnxruntime-gpu; onnxruntime {ORT_VERSION} offers "
+        f"{', '.join(offered)} and the CUDA driver shows {gpus or 'no'} GPU: "
+        "use a machine with one, or ask for 'cpu'"
+    )
+
+
+def provider_of(session: Session) -> str:
+    """The provider that ``session`` prefers and really has: "cpu" or "cuda"."""
+    return "cuda" if _PROVIDERS["cuda"] in session.get_providers() else "cpu"
+
+
+def provider_name(provider: str) -> str:
+    """The name that onnxruntime has for "cpu" or "cuda"."""
+    return _PROVIDERS[provider]
+
+
+def gpu_count() -> int:
+    """The number of GPUs that the CUDA driver shows; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the graph and return its outputs by name; see ``graph_inputs`` for what it takes."""
+    feeds = graph_inputs(session, inputs)
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except _state.InvalidArgument as error:
+        raise InputsError(f"the arrays do not fit the graph: {one_line(error)}") from error
+    except _ORT_ERRORS as error:
+        raise GraphError(f"the graph failed while running: {one_line(error)}") from error
+
+
+def graph_inputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The entries of ``inputs`` that the graph takes, as they are; further keys (labels) are left.
+
+    Raises InputsError for a missing input and for another element type than the graph's.
+    """
+    feeds = {}
+    for wanted in session.get_inputs():
+        if wanted.name not in inputs:
+            given = ", ".join(inputs) or "nothing"
+            raise InputsError(f"the graph needs input {wanted.name!r}, found {given}: add it")
+        array = np.asarray(inputs[wanted.name])
+        dtype = _dtype(wanted)
+        if array.dtype != dtype:
+            raise InputsError(
+                f"input {wanted.name!r} must be {dtype}, found {array.dtype}: convert the array"
+            )
+        feeds[wanted.name] = array
+    return feeds
+
+
+def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
+    """Arrays that the graph accepts: integers are 1 (a token id, a mask), floats standard normal.
+
+    Symbolic dimensions take their size from ``dims`` by name: ``{"batch": 8, "sequence": 64}``.
+    Raises InputsError for a dimension without a size.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for wanted in session.get_inputs():
+        shape = [_size(wanted.name, axis, dim, dims) for axis, dim in enumerate(wanted.shape)]
+        dtype = _dtype(wanted)
+        if dtype.kind == "f":
+            arrays[wanted.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            arrays[wanted.name] = np.ones(shape, dtype)
+    return arrays
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without its line breaks, at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _size(name: str, axis: int, dim: int | str | None, dims: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if dim is None:
+        raise InputsError(
+            f"input {name!r} has a nameless dynamic axis {axis}: give the arrays themselves"
+        )
+    if dim not in dims:
+        raise InputsError(
+            f"dimension {dim!r} of input {name!r} has no size: set it with --dim {dim}=SIZE"
+        )
+    return dims[dim]
+
+
+def _dtype(wanted: Any) -> np.dtype[Any]:
+    """The numpy type of a graph input, from onnxruntime's "tensor(float)"."""
+    kind = wanted.type.removeprefix("tensor(").removesuffix(")")
+    if kind not in _DTYPES:
+        raise InputsError(f"input {wanted.name!r} is {wanted.type}, which has no numpy type here")
+    return np.dtype(_DTYPES[kind])
+
+
+def _checked_file(path: str | os.PathLike[str]) -> Path:
+    graph = Path(path)
+    if not graph.exists():
+        raise GraphError(f"expected an ONNX file at {graph}, found nothing: check the path")
+    if not graph.is_file():
+        raise GraphError(f"expected an ONNX file at {graph}, found a folder: name the file in it")
+    if graph.stat().st_size == 0:
+        raise GraphError(f"expected an ONNX file at {graph}, found an empty one: export it again")
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet_cuda() -> Iterator[None]:
+    """Load pip's CUDA libraries for onnxruntime, and keep its remarks about them off the console.
+
+    What is wrong shows afterwards in ``session.get_providers()``, which the caller checks.
+    """
+    ort.set_default_logger_severity(_SILENT)
+    try:
+        with contextlib.redirect_stdout(None):
+            ort.preload_dlls()
+        yield
+    finally:
+        ort.set_default_logger_severity(_DEFAULT_SEVERITY)

@@ -1,0 +1,275 @@
+"""The command line: click and rich only; whatever is slow to import is imported inside the commands.
+
+Exit codes: 0 done, 1 a stated failure (one line on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from svd2onnx_runtime.errors import Svd2OnnxError
+
+if TYPE_CHECKING:
+    from svd2onnx.pipeline import Settings
+
+T = TypeVar("T")
+_PATH = click.Path(path_type=Path)
+_PROVIDER = click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Execution provider; auto is CUDA where there is a GPU.",
+)
+_THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
+_DIM = click.option(
+    "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension."
+)
+_DATA = click.option("--data", type=_PATH, help="Folder of better data, if the model file takes one.")
+
+
+class _Commands(click.Group):
+    """Turns every failure into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Svd2OnnxError as error:
+            _fail(str(error))
+        except Exception as error:
+            if os.environ.get("SVD2ONNX_DEBUG"):
+                raise
+            line = " ".join(str(error).split())
+            _fail(
+                f"unexpected {type(error).__name__}: {line} "
+                "(a bug: please report it with the traceback that SVD2ONNX_DEBUG=1 shows)"
+            )
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="svd2onnx")
+def main() -> None:
+    """Compress a trained PyTorch network by low rank and quantization, and prove it on onnxruntime."""
+
+
+def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how to compress; ``_settings`` gathers them."""
+    options = [
+        click.option(
+            "--method",
+            type=click.Choice(["quantize", "svd"]),
+            default="quantize",
+            show_default=True,
+            help="Plain quantization, or the article's low rank with a fallback to it.",
+        ),
+        click.option(
+            "--bits", type=click.Choice(["8", "4", "2"]), default="4", show_default=True,
+            help="Bits of a code.",
+        ),
+        click.option(
+            "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), default="64",
+            show_default=True, help="Weights that share a scale.",
+        ),
+        click.option(
+            "--epsilon", type=float, default=0.1, show_default=True,
+            help="svd: largest relative output error of a layer.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
+        click.option(
+            "--calibration-samples", type=click.IntRange(1), default=512, show_default=True,
+            help="Inputs to calibrate on.",
+        ),
+        _DATA,
+        _PROVIDER,
+        _THREADS,
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _settings(arguments: dict[str, Any]) -> Settings:
+    from svd2onnx.pipeline import Settings
+
+    numbers = {name: int(arguments.pop(name)) for name in ("bits", "block_size")}
+    return Settings(**numbers, **arguments)
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="The ONNX file to write.  [default: SOURCE.onnx here]")
+@click.option("--reference", type=_PATH, help="Also write the float32 ONNX file here.")
+@_compression_options
+def compress_export(
+    source: Path, output: Path | None, reference: Path | None, data: Path | None, **arguments: Any
+) -> None:
+    """Compress the network of SOURCE and write it as a verified ONNX file with a report.
+
+    SOURCE is a model file: a Python file with build() and inputs(split).
+    """
+    from svd2onnx import pipeline
+    from svd2onnx.tables import compression_table
+
+    settings = _settings(arguments)
+    with _progress() as progress:
+        report = pipeline.compress_export(
+            source,
+            output or Path(f"{source.stem}.onnx"),
+            settings,
+            data=data,
+            reference=reference,
+            track=_tracker(progress),
+        )
+    console = Console()
+    console.print(compression_table(report))
+    console.print(f"{report.output} and {report.output}.report.json written in {report.seconds:.0f} s")
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@_compression_options
+def inspect(source: Path, data: Path | None, **arguments: Any) -> None:
+    """List the layers of SOURCE: shapes, spectra, bytes, and why a layer would stay in float."""
+    from svd2onnx.inspection import inspect_layers
+    from svd2onnx.tables import inspection_table
+
+    with _progress() as progress:
+        rows = inspect_layers(source, _settings(arguments), data, _tracker(progress))
+    Console().print(inspection_table(rows))
+
+
+@main.command()
+@click.argument("graph", type=_PATH)
+@click.option("--reference", type=_PATH, help="A graph to compare with, such as the float32 one.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--json", "json_path", type=_PATH, help="Also write the results here.")
+@_DIM
+@_PROVIDER
+@_THREADS
+def bench(
+    graph: Path,
+    reference: Path | None,
+    batches: tuple[int, ...],
+    repeats: int,
+    json_path: Path | None,
+    dims: tuple[str, ...],
+    provider: str,
+    threads: int | None,
+) -> None:
+    """Time GRAPH, and --reference beside it, in one process on synthetic inputs."""
+    import json
+    from dataclasses import asdict
+
+    from svd2onnx.outputs import staged
+    from svd2onnx.tables import bench_table
+    from svd2onnx_runtime import open_session, synthetic_inputs
+    from svd2onnx_runtime import bench as run_bench
+
+    session = open_session(graph, provider)
+    paths = {"reference": reference} if reference else {}
+    sizes = _sizes(dims)
+    results = [
+        run_bench(
+            {**paths, "graph": graph},
+            synthetic_inputs(session, {**sizes, "batch": batch}),
+            provider,
+            threads,
+            repeats,
+        )
+        for batch in batches
+    ]
+    Console().print(bench_table(results))
+    if json_path:
+        with staged(json_path) as (draft,):
+            draft.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+@main.command()
+@click.argument("graph", type=_PATH)
+@click.option("--reference", type=_PATH, required=True, help="The float32 ONNX file.")
+@click.option("--task", type=_PATH, required=True, help="The model file with the data and the metric.")
+@_DATA
+@_PROVIDER
+def evaluate(graph: Path, reference: Path, task: Path, data: Path | None, provider: str) -> None:
+    """Measure what GRAPH lost against --reference, on the evaluation data of --task."""
+    from svd2onnx.loading import as_arrays, load_model_file
+    from svd2onnx.tables import evaluation_table
+    from svd2onnx_runtime import evaluate as run_evaluate
+
+    model_file = load_model_file(task, data)
+    with _progress() as progress:
+        batches = _tracker(progress)(model_file.inputs("evaluation"), "Evaluating")
+        result = run_evaluate(
+            graph,
+            reference,
+            (as_arrays(batch) for batch in batches),
+            model_file.metric,
+            model_file.objective,
+            provider,
+            model_file.summary,
+        )
+    Console().print(evaluation_table(result))
+
+
+@main.command()
+@click.argument("graph", type=_PATH)
+@_DIM
+@_PROVIDER
+def certify(graph: Path, dims: tuple[str, ...], provider: str) -> None:
+    """Prove that each quantized MatMul of GRAPH runs as one fused kernel; exit 1 if one does not."""
+    from svd2onnx_runtime import certify as run_certify
+
+    certificate = run_certify(graph, provider, {"batch": 2, **_sizes(dims)})
+    for name, reason in certificate.unfused:
+        click.echo(f"not fused: {name}: {reason}", err=True)
+    if not certificate.planned:
+        _fail(f"{graph} holds no quantized MatMul: there is nothing to certify")
+    if not certificate.ok:
+        _fail(
+            f"{len(certificate.unfused)} of {certificate.planned} quantized MatMuls did not fuse "
+            f"on {certificate.provider}"
+        )
+    click.echo(
+        f"all {certificate.planned} quantized MatMuls run as fused kernels on "
+        f"{certificate.provider} (onnxruntime {certificate.onnxruntime})"
+    )
+
+
+def _sizes(dims: Iterable[str]) -> dict[str, int]:
+    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
+    sizes = {"sequence": 64}
+    for dim in dims:
+        name, _, size = dim.partition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{dim!r} is not NAME=SIZE with a positive size", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _tracker(progress: Progress) -> Any:
+    def track(sequence: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+        return progress.track(sequence, total=total, description=description)
+
+    return track

@@ -1,0 +1,156 @@
+"""Network -> ONNX: torch.onnx's exporter, the quantized initializers, and what made the file.
+
+The exported graph has one input for each argument and dynamic dimensions named as in
+``dynamic_shapes``, or found by comparing the calibration batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.errors import ExportError
+from svd2onnx.loading import DynamicShapes
+from svd2onnx.qdq import FusedMatMul, insert_dequantize
+from svd2onnx.schema import CompressedLayer
+
+OPSET = 21
+"""The first opset whose DequantizeLinear takes blocks and int4."""
+OPSET_INT2 = 25
+"""The first opset with int2."""
+LARGEST_FILE = 2**31 - 1
+"""Protobuf's limit in bytes for one file."""
+
+
+def export_float(
+    model: nn.Module, example: Mapping[str, Tensor], dynamic_shapes: DynamicShapes, path: Path
+) -> None:
+    """Write ``model`` as it is: the float32 reference.
+
+    Raises:
+        ExportError: the exporter cannot express the network.
+    """
+    _save(_to_onnx(model, example, dynamic_shapes, OPSET), path)
+
+
+def export(
+    model: nn.Module,
+    layers: Mapping[str, CompressedLayer],
+    example: Mapping[str, Tensor],
+    dynamic_shapes: DynamicShapes,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+) -> list[FusedMatMul]:
+    """Write a rewritten network with its codes as integers.
+
+    Args:
+        model: what ``rewrite`` returned.
+        layers: its compressed layers by site name.
+        example: forward's arguments, in order; dynamic dimensions of at least 2.
+        dynamic_shapes: {argument: {dimension: name}}.
+        path: the file to write.
+        metadata: further entries of the file's metadata.
+
+    Returns:
+        The MatMul nodes that onnxruntime is expected to fuse with their DequantizeLinear.
+
+    Raises:
+        ExportError: the exporter cannot express the network, or a compressed weight is not in its graph.
+    """
+    opset = opset_for(layers)
+    onnx_model = _to_onnx(model, example, dynamic_shapes, opset)
+    planned = insert_dequantize(onnx_model.graph, layers)
+    onnx_model.producer_name = "svd2onnx"
+    onnx_model.producer_version = version("svd2onnx")
+    onnx_model.metadata_props.update(metadata or {})
+    onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
+    onnx_model.metadata_props["svd2onnx.matmuls"] = json.dumps([m.to_json() for m in planned])
+    _save(onnx_model, path)
+    return planned
+
+
+def opset_for(layers: Mapping[str, CompressedLayer]) -> int:
+    """The lowest opset that has the integer types of ``layers``."""
+    bits = {spec.bits for layer in layers.values() for spec in layer.form.specs}
+    return OPSET_INT2 if 2 in bits else OPSET
+
+
+def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, dict[int, str]]:
+    """Dimensions that differ between ``batches``, and every first one, by argument.
+
+    Dimensions whose sizes agree in all batches share a name: "batch" for the first, then "dim_1", ...
+    """
+    names: dict[tuple[int, ...], str] = {}
+    shapes: dict[str, dict[int, str]] = {}
+    for argument, first in batches[0].items():
+        shapes[argument] = {}
+        for dimension in range(first.ndim):
+            sizes = tuple(batch[argument].shape[dimension] for batch in batches)
+            if dimension == 0:
+                shapes[argument][0] = names.setdefault(sizes, "batch" if not names else f"dim_{len(names)}")
+            elif len(set(sizes)) > 1:
+                shapes[argument][dimension] = names.setdefault(sizes, f"dim_{max(1, len(names))}")
+    return shapes
+
+
+def _to_onnx(
+    model: nn.Module, example: Mapping[str, Tensor], dynamic_shapes: DynamicShapes, opset: int
+) -> ir.Model:
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                model,
+                kwargs=dict(example),
+                input_names=list(example),
+                dynamic_shapes={name: dict(dynamic_shapes.get(name, {})) for name in example},
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            line = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"torch.onnx cannot export the network: {type(error).__name__}: {line}"
+            ) from error
+    assert program is not None
+    model_proto: ir.Model = program.model
+    return model_proto
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the graph's weights take {size / 2**30:.1f} GiB and one ONNX file holds at most 2 GiB; "
+            "compress further or export a part of the network"
+        )
+    ir.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    before: list[Any] = [logger.level for logger in loggers]
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    loggers.append(registration)
+    before.append(registration.level)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""Truncated singular value decomposition and the article's rank rule.
+
+    W [out, in] = U S V^T ~ L R,   L = U_k [out, k],   R = S_k V_k^T [k, in]
+
+U and V are quantized and S stays in float: it multiplies the rows of V^T, and so the float scales of
+their blocks. Storing S there costs nothing and leaves exactly two MatMuls.
+
+Source: R. Dyro, "Posttraining Compression of Neural Network via SVD": the rank of a layer is the
+smallest whose relative output error on example inputs is at most epsilon, found by bisection; where
+the factors would be larger than the dense layer, the layer stays dense (and is quantized).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svd2onnx.quantize import quantize
+from svd2onnx.schema import QuantizedTensor, QuantSpec
+
+RANK_STEP = 16
+"""Ranks are multiples of this, so that kernels work on whole vectors; smaller steps gain nothing."""
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """Float factors of full rank r: ``left`` [out, r] and ``right`` [r, in], strongest first."""
+
+    left: Tensor
+    right: Tensor
+
+    def truncate(self, rank: int) -> Factorization:
+        return Factorization(self.left[:, :rank], self.right[:rank])
+
+    def quantize(self, spec: QuantSpec) -> tuple[QuantizedTensor, QuantizedTensor]:
+        """Both factors rounded to ``spec``: (left, right)."""
+        return quantize(self.left, spec), quantize(self.right, spec)
+
+
+def factorize(weight: Tensor) -> Factorization:
+    """The singular value decomposition of ``weight`` [out, in] as U and S V^T.
+
+    ``factorize(w).truncate(k)`` is the best approximation of rank k; its squared Frobenius error is the
+    sum of the dropped squared singular values (Eckart and Young).
+    """
+    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    return Factorization(u.float(), (s.unsqueeze(1) * vt).float())
+
+
+def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:
+    """The largest multiple of RANK_STEP whose pair takes fewer bytes than the dense matrix; 0 for none."""
+    rows, columns = shape
+    budget = spec.stored_bytes(rows, columns)
+    rank = RANK_STEP
+    while spec.stored_bytes(rows, rank) + spec.stored_bytes(rank, columns) < budget:
+        rank += RANK_STEP
+    return min(rank - RANK_STEP, min(shape))
+
+
+def smallest_rank(
+    weight: Tensor, inputs: Tensor, bias: Tensor | None, spec: QuantSpec, epsilon: float
+) -> int | None:
+    """The article's rank rule, by bisection over the multiples of RANK_STEP.
+
+    Args:
+        weight: [out, in].
+        inputs: example inputs of the layer, [samples, in].
+        bias: [out] or None; it counts in the layer's output.
+        spec: bits and block size of both factors.
+        epsilon: bound of ||y~ - y|| / ||y||, y the layer's outputs on ``inputs``.
+
+    Returns:
+        The smallest rank that meets epsilon with quantized factors, or None where every one that
+        does would take more bytes than the dense quantized layer.
+    """
+    factors = factorize(weight)
+    outputs = inputs @ weight.T
+    size = torch.linalg.norm(outputs if bias is None else outputs + bias)
+
+    def meets(rank: int) -> bool:
+        left, right = factors.truncate(rank).quantize(spec)
+        error = inputs @ right.dequantize().T @ left.dequantize().T - outputs
+        return bool(torch.linalg.norm(error) <= epsilon * size)
+
+    rows, columns = weight.shape
+    high = largest_paying_rank((rows, columns), spec) // RANK_STEP
+    if high == 0 or not meets(high * RANK_STEP):
+        return None
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if meets(middle * RANK_STEP):
+            high = middle
+        else:
+            low = middle
+    return high * RANK_STEP

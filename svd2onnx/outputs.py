@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: written beside their place, renamed into it at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from svd2onnx.errors import OutputError
+
+
+@contextlib.contextmanager
+def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
+    """Give a draft path for each target; move the drafts into place when the block succeeds.
+
+    A folder that cannot be written is found on entry, before any work is done. Where the block
+    raises, nothing is left behind and existing files stay as they were.
+
+    Raises:
+        OutputError: a target cannot be written.
+    """
+    folders: list[Path] = []
+    try:
+        for target in targets:
+            folders.append(_draft_folder(target))
+        drafts = tuple(folder / target.name for folder, target in zip(folders, targets, strict=True))
+        yield drafts
+        for draft, target in zip(drafts, targets, strict=True):
+            try:
+                os.replace(draft, target)
+            except OSError as error:
+                raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _draft_folder(target: Path) -> Path:
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; name a file")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist")
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error

@@ -1,0 +1,263 @@
+"""Replace dequantized initializers by their integer codes and the nodes that dequantize them.
+
+    MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Cast(scale)))      codes [K, N], blocks along K
+    Gather(table, ids)   =>  Mul(Cast(Gather(codes, ids)), Cast(Gather(scale, ids)))
+
+Weights are found by content, because the exporter renames, merges and transposes. Every MatMul gets
+initializers of its own: onnxruntime fuses the pair only when nothing else uses them. Scales are
+stored as float16 and widened by a Cast, which onnxruntime folds when it loads the file. Standard ONNX has
+no Gather of int4 or int2, so a table's codes are packed in bytes and unpacked by exact float
+arithmetic on the gathered rows alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from svd2onnx.errors import ExportError
+from svd2onnx.schema import CompressedLayer, QuantizedTensor
+
+_INTEGERS = {
+    8: (np.int8, ir.DataType.INT8),
+    4: (ml_dtypes.int4, ir.DataType.INT4),
+    2: (ml_dtypes.int2, ir.DataType.INT2),
+}
+
+
+@dataclass(frozen=True)
+class FusedMatMul:
+    """A MatMul [.., k] x [k, n] on codes, which onnxruntime is expected to run as one MatMulNBits kernel.
+
+    ``factor`` is "dense", "right" (the first of a low-rank pair) or "left" (the second).
+    """
+
+    node: str
+    layer: str
+    factor: str
+    bits: int
+    block_size: int
+    k: int
+    n: int
+    weight: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A quantized tensor that must be in the graph, as [columns, rows] for a MatMul or as a table."""
+
+    layer: str
+    factor: str
+    tensor: QuantizedTensor
+
+
+def insert_dequantize(
+    graph: ir.Graph, layers: Mapping[str, CompressedLayer]
+) -> list[FusedMatMul]:
+    """Rewrite ``graph`` in place so that each tensor of ``layers`` (by site name) is stored as codes.
+
+    Raises:
+        ExportError: a tensor is not in the graph, or is used by a node that is neither MatMul nor Gather.
+    """
+    wanted = _index(layers)
+    found: set[tuple[str, str]] = set()
+    matmuls: list[FusedMatMul] = []
+    for initializer in list(graph.initializers.values()):
+        array = _float_matrix(initializer)
+        planned = wanted.get(_digest(array)) if array is not None else None
+        if planned is None:
+            continue
+        found |= {(entry.layer, entry.factor) for entry in planned}
+        for node, position in tuple(initializer.uses()):
+            # Layers of equal content take turns, so that each is named once.
+            entry = planned.pop(0) if len(planned) > 1 else planned[0]
+            if node.op_type == "MatMul" and position == 1 and not _is_table(entry):
+                matmuls.append(_dequantize_matmul(graph, node, entry, len(matmuls)))
+            elif node.op_type == "Gather" and position == 0 and _is_table(entry):
+                _dequantize_gather(graph, node, entry)
+            else:
+                raise ExportError(
+                    f"the compressed weight of layer {entry.layer!r} is used by the {node.op_type} "
+                    f"node {node.name!r}, and only MatMul and Gather take codes; "
+                    f"leave the layer in float with --exclude {entry.layer!r}"
+                )
+        del graph.initializers[initializer.name]
+    missing = {(e.layer, e.factor) for entries in _index(layers).values() for e in entries} - found
+    if missing:
+        names = ", ".join(sorted({name for name, _ in missing}))
+        raise ExportError(
+            f"the exported graph does not hold the compressed weights of: {names}; "
+            "leave these layers in float with --exclude"
+        )
+    return matmuls
+
+
+def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:
+    wanted: dict[str, list[_Planned]] = {}
+    for name, layer in layers.items():
+        for factor in ("dense", "right", "left"):
+            tensor: QuantizedTensor | None = getattr(layer, factor)
+            if tensor is None:
+                continue
+            weight = tensor.dequantize().numpy()
+            as_table, as_matmul = _digest(weight), _digest(np.ascontiguousarray(weight.T))
+            key = as_table if layer.is_table else as_matmul
+            wanted.setdefault(key, []).append(
+                _Planned(name, "table" if layer.is_table else factor, tensor)
+            )
+    return wanted
+
+
+def _is_table(entry: _Planned) -> bool:
+    return entry.factor == "table"
+
+
+def _float_matrix(value: ir.Value) -> np.ndarray | None:
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
+        return None
+    return tensor.numpy()
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _dequantize_matmul(
+    graph: ir.Graph, node: ir.Node, entry: _Planned, serial: int
+) -> FusedMatMul:
+    tensor, spec = entry.tensor, entry.tensor.spec
+    name = f"{entry.layer}.{entry.factor}"
+    if f"{name}.codes" in graph.initializers:
+        name = f"{name}.{serial}"
+    dtype, ir_type = _INTEGERS[spec.bits]
+    codes = _initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
+    scale = _scale(graph, node, f"{name}.scale", tensor.scale.numpy().T)
+    attributes = {"axis": 0, "block_size": spec.block_size}
+    weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{name}.weight", attributes)
+    node.replace_input_with(1, weight)
+    k, n = tensor.codes.shape[1], tensor.codes.shape[0]
+    assert node.name is not None and codes.name is not None
+    return FusedMatMul(
+        node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n, codes.name
+    )
+
+
+def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
+    tensor, spec = entry.tensor, entry.tensor.spec
+    name, width = entry.layer, entry.tensor.codes.shape[1]
+    output, ids = node.outputs[0], node.inputs[1]
+    if output.shape is None or ids is None:
+        raise ExportError(f"the rank of the embedding {name!r} is unknown in the exported graph")
+    # Tables are shared: further Gather nodes of the same layer use the same initializers.
+    codes_name = f"{name}.codes"
+    packed, ir_type = _pack(tensor.codes.numpy(), spec.bits)
+    codes = graph.initializers.get(codes_name) or _initializer(graph, codes_name, packed, ir_type)
+    scale_name = f"{name}.scale"
+    scale = graph.initializers.get(scale_name) or _initializer(
+        graph, scale_name, tensor.scale.numpy(), _float_type(tensor.scale.numpy())
+    )
+    prefix = f"{node.name}.{name}"
+    rows = _insert(graph, node, "Gather", [codes, ids], f"{prefix}.rows", {"axis": 0})
+    values = _cast_float(graph, node, rows, f"{prefix}.values")
+    if spec.bits < 8:
+        values = _unpack(graph, node, values, spec.bits, prefix)
+    row_scale = _insert(graph, node, "Gather", [scale, ids], f"{prefix}.row_scale", {"axis": 0})
+    row_scale = _cast_float(graph, node, row_scale, f"{prefix}.row_scale_float")
+    leading, blocks = len(output.shape) - 1, tensor.scale.shape[1]
+    # In a Reshape, 0 keeps a dimension as it is.
+    split = _shape(graph, f"{prefix}.split", [0] * leading + [blocks, width // blocks])
+    unit = _shape(graph, f"{prefix}.unit", [0] * leading + [blocks, 1])
+    joined = _shape(graph, f"{prefix}.joined", [0] * leading + [width])
+    values = _insert(graph, node, "Reshape", [values, split], f"{prefix}.blocks", {})
+    row_scale = _insert(graph, node, "Reshape", [row_scale, unit], f"{prefix}.block_scale", {})
+    scaled = _insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
+    result = _insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
+    result.shape, result.dtype = output.shape, output.dtype
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ir.DataType]:
+    """Codes [rows, width] -> int8 as they are, or bytes [rows, width / n] of n codes from n parts of the row."""
+    if bits == 8:
+        return codes, ir.DataType.INT8
+    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    parts = np.split(unsigned, 8 // bits, axis=1)
+    packed = sum(part << np.uint8(bits * i) for i, part in enumerate(parts))
+    return np.asarray(packed, dtype=np.uint8), ir.DataType.UINT8
+
+
+def _unpack(graph: ir.Graph, node: ir.Node, packed: ir.Value, bits: int, prefix: str) -> ir.Value:
+    """Bytes as floats [..., width / n] -> codes as floats [..., width]; every step is exact."""
+    base = _scalar(graph, f"{prefix}.base", float(1 << bits))
+    fraction = _scalar(graph, f"{prefix}.fraction", 1.0 / (1 << bits))
+    offset = _scalar(graph, f"{prefix}.offset", float(1 << (bits - 1)))
+    parts, rest = [], packed
+    for i in range(8 // bits - 1):
+        shifted = _insert(graph, node, "Mul", [rest, fraction], f"{prefix}.shifted{i}", {})
+        quotient = _insert(graph, node, "Floor", [shifted], f"{prefix}.quotient{i}", {})
+        whole = _insert(graph, node, "Mul", [quotient, base], f"{prefix}.whole{i}", {})
+        parts.append(_insert(graph, node, "Sub", [rest, whole], f"{prefix}.part{i}", {}))
+        rest = quotient
+    joined = _insert(graph, node, "Concat", [*parts, rest], f"{prefix}.unsigned", {"axis": -1})
+    return _insert(graph, node, "Sub", [joined, offset], f"{prefix}.codes_float", {})
+
+
+def _scale(graph: ir.Graph, node: ir.Node, name: str, scale: np.ndarray) -> ir.Value:
+    value = _initializer(graph, name, np.ascontiguousarray(scale), _float_type(scale))
+    return value if scale.dtype == np.float32 else _cast_float(graph, node, value, f"{name}_float")
+
+
+def _float_type(array: np.ndarray) -> ir.DataType:
+    return ir.DataType.FLOAT16 if array.dtype == np.float16 else ir.DataType.FLOAT
+
+
+def _cast_float(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str) -> ir.Value:
+    if value.dtype == ir.DataType.FLOAT:
+        return value
+    return _insert(graph, node, "Cast", [value], name, {"to": int(ir.DataType.FLOAT)})
+
+
+def _shape(graph: ir.Graph, name: str, sizes: list[int]) -> ir.Value:
+    return _initializer(graph, name, np.array(sizes, dtype=np.int64), ir.DataType.INT64)
+
+
+def _scalar(graph: ir.Graph, name: str, value: float) -> ir.Value:
+    return _initializer(graph, name, np.array(value, dtype=np.float32), ir.DataType.FLOAT)
+
+
+def _initializer(
+    graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType
+) -> ir.Value:
+    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value],
+    name: str,
+    attributes: Mapping[str, Any],
+) -> ir.Value:
+    """Add a node before ``before``; its output is called ``name``."""
+    node = ir.node(op_type, inputs, attributes=attributes or None, name=f"{name}/{op_type}")
+    node.outputs[0].name = name
+    node.outputs[0].dtype = ir.DataType.FLOAT if op_type != "Gather" else inputs[0].dtype
+    graph.insert_before(before, node)
+    return node.outputs[0]

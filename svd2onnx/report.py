@@ -1,0 +1,90 @@
+"""What was done and what came of it: predicted and measured, per layer and whole; JSON beside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from svd2onnx.schema import LayerSite
+from svd2onnx_runtime import Certificate, EvaluationResult
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: its form, its bytes in float32 and as stored (all copies), and what needs saying."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    form: str
+    float_bytes: int
+    stored_bytes: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process)."""
+
+    batch: int
+    median_ms: float
+    reference_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """The whole run. ``strict_*`` is the graph as written; ``deployed`` is a default session."""
+
+    source: str
+    output: str
+    method: str
+    settings: dict[str, Any]
+    float_bytes: int
+    file_bytes: int
+    strict_relative_error: float
+    strict_fidelity: float
+    deployed: EvaluationResult
+    latency: tuple[LatencyReport, ...]
+    certificate: Certificate
+    layers: tuple[LayerReport, ...]
+    sha256: str
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> float:
+        """The file's bytes as a fraction of the float32 ONNX file's."""
+        return self.file_bytes / self.float_bytes
+
+    def to_json(self) -> str:
+        record = asdict(self) | {"kept": self.kept, "removed": 1 - self.kept}
+        return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2) + "\n"
+
+
+def float_layers(sites: Sequence[LayerSite]) -> list[LayerReport]:
+    """The layers that stay float because of what they are, with the reason."""
+    return [
+        LayerReport(s.name, s.kind, s.shape, "float", s.float_bytes, s.float_bytes, s.skip_reason)
+        for s in sites
+        if s.skip_reason is not None
+    ]
+
+
+def tool_versions() -> dict[str, str]:
+    """What the result depends on."""
+    names = ("svd2onnx", "torch", "onnx-ir", "onnxscript", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

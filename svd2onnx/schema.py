@@ -1,0 +1,229 @@
+"""The values that travel between the steps: layer sites, storage forms, plans, compressed layers.
+
+All are frozen. A layer's weight W [out, in] is stored as
+
+    W ~ dequantize(dense) + dequantize(left) @ dequantize(right)
+
+where either term may be missing: ``LayerForm`` says which terms, at which bits and rank;
+``CompressedLayer`` holds their codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svd2onnx.errors import PlanError
+
+BITS = (8, 4, 2)
+"""Code widths that ONNX has a signed integer type for (int8, int4, int2)."""
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """Where a weight sits in the network, and whether it can be compressed.
+
+    ``shape`` is that of the weight: [out, in] of a Linear, [rows, width] of an Embedding.
+    ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
+    one forward pass multiplies by the weight: each fused kernel needs a copy of its own.
+    ``skip_reason`` is None where the weight can be compressed, else it says why it stays float.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+    calls: int = 1
+    skip_reason: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    @property
+    def copies(self) -> int:
+        """Copies of the codes in the file: a table is shared by all its Gather nodes."""
+        return 1 if self.kind == "embedding" else self.calls
+
+    @property
+    def float_bytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Signed symmetric codes of ``bits`` with one scale for each ``block_size`` inputs of a row."""
+
+    bits: int
+    block_size: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise PlanError(f"bits must be one of {BITS}, not {self.bits}")
+        if self.block_size not in BLOCK_SIZES:
+            raise PlanError(
+                f"block size must be one of {BLOCK_SIZES} (others do not fuse in onnxruntime), "
+                f"not {self.block_size}"
+            )
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest code, for example (-8, 7) at 4 bits."""
+        half = 1 << (self.bits - 1)
+        return -half, half - 1
+
+    def blocks(self, columns: int) -> int:
+        return -(-columns // self.block_size)
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes in the ONNX file of the packed codes and the float16 scales."""
+        return -(-rows * columns * self.bits // 8) + 2 * rows * self.blocks(columns)
+
+    def __str__(self) -> str:
+        return f"int{self.bits}/{self.block_size}"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes int8 [rows, columns] and scale [rows, blocks] (float16, or float32 where that underflows).
+
+    Blocks run along the columns, which are the inputs of the MatMul; the last may be partial.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    spec: QuantSpec
+
+    def dequantize(self) -> Tensor:
+        """Float32 [rows, columns]: the exact product that DequantizeLinear computes."""
+        columns = self.codes.shape[1]
+        scale = self.scale.float().repeat_interleave(self.spec.block_size, dim=1)[:, :columns]
+        return self.codes.float() * scale
+
+    @property
+    def stored_bytes(self) -> int:
+        packed = -(-self.codes.numel() * self.spec.bits // 8)
+        return packed + self.scale.numel() * self.scale.element_size()
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """How one layer is stored: a dense quantized term, a low-rank pair, both, or neither.
+
+    ``LayerForm()`` has no term: the layer's output is its bias alone (rank 0).
+    """
+
+    dense: QuantSpec | None = None
+    rank: int = 0
+    factors: QuantSpec | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rank > 0) != (self.factors is not None):
+            raise PlanError(
+                f"a low-rank pair needs both a rank and the bits of its factors, "
+                f"not rank {self.rank} with {self.factors}"
+            )
+
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of codes and scales for a weight of ``shape`` [out, in] (biases not counted)."""
+        rows, columns = shape
+        total = self.dense.stored_bytes(rows, columns) if self.dense else 0
+        if self.factors:
+            total += self.factors.stored_bytes(rows, self.rank)
+            total += self.factors.stored_bytes(self.rank, columns)
+        return total
+
+    @property
+    def specs(self) -> tuple[QuantSpec, ...]:
+        return tuple(spec for spec in (self.dense, self.factors) if spec)
+
+    def __str__(self) -> str:
+        terms = [str(self.dense)] if self.dense else []
+        if self.factors:
+            terms.append(f"rank {self.rank} {self.factors}")
+        return " + ".join(terms) or "rank 0"
+
+    def to_json(self) -> dict[str, Any]:
+        def spec(value: QuantSpec) -> dict[str, int]:
+            return {"bits": value.bits, "block_size": value.block_size}
+
+        record: dict[str, Any] = {}
+        if self.dense:
+            record["dense"] = spec(self.dense)
+        if self.factors:
+            record |= {"rank": self.rank, "factors": spec(self.factors)}
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LayerForm:
+        unknown = set(record) - {"dense", "rank", "factors"}
+        if unknown:
+            raise PlanError(f"a layer form has dense, rank and factors, not {sorted(unknown)}")
+        dense, factors = record.get("dense"), record.get("factors")
+        return cls(
+            dense=QuantSpec(**dense) if dense else None,
+            rank=int(record.get("rank", 0)),
+            factors=QuantSpec(**factors) if factors else None,
+        )
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """A layer's stored tensors: W [out, in] ~ dense + left @ right.
+
+    ``left`` is [out, rank], ``right`` is [rank, in]. ``bias_shift`` float32 [out] is what the
+    compression adds to the layer's bias (D E[x], with D = W - W~), or None. ``is_table`` tells an
+    embedding, whose rows are looked up, from a weight that multiplies.
+    """
+
+    shape: tuple[int, int]
+    dense: QuantizedTensor | None = None
+    left: QuantizedTensor | None = None
+    right: QuantizedTensor | None = None
+    bias_shift: Tensor | None = None
+    is_table: bool = False
+
+    @property
+    def form(self) -> LayerForm:
+        return LayerForm(
+            dense=self.dense.spec if self.dense else None,
+            rank=self.right.codes.shape[0] if self.right else 0,
+            factors=self.right.spec if self.right else None,
+        )
+
+    def weight(self) -> Tensor:
+        """The float32 matrix [out, in] that the stored tensors stand for."""
+        total = self.dense.dequantize() if self.dense else torch.zeros(self.shape)
+        if self.left is not None and self.right is not None:
+            total = total + self.left.dequantize() @ self.right.dequantize()
+        return total
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(part.stored_bytes for part in (self.dense, self.left, self.right) if part)
+
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """The form of each layer that is compressed, by site name; the others stay float."""
+
+    method: str
+    forms: Mapping[str, LayerForm]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Why a layer got its form, where that needs saying (for example a fallback), by site name."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "svd2onnx-plan/1",
+            "method": self.method,
+            "layers": {name: form.to_json() for name, form in self.forms.items()},
+            "notes": dict(self.notes),
+        }

@@ -1,0 +1,85 @@
+"""Imports point downwards only, and what must be light stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
+
+# Lowest first: a module imports only modules that stand before it.
+LAYERS = (
+    "errors progress schema quantize lowrank rounding gptq layers loading objectives modules "
+    "calibrate score candidates planner rewrite realize recover qdq export verify report "
+    "pipeline __init__ cli"
+).split()
+
+BLOCK_AND_IMPORT = """
+import importlib, pkgutil, sys
+for name in ("torch", "onnx", "onnx_ir", "onnxscript", "svd2onnx"):
+    sys.modules[name] = None  # importing it raises ImportError
+import svd2onnx_runtime
+for module in pkgutil.iter_modules(svd2onnx_runtime.__path__):
+    print(importlib.import_module(f"svd2onnx_runtime.{module.name}").__name__)
+"""
+
+IMPORT_CLI = """
+import sys
+import svd2onnx.cli
+heavy = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "svd2onnx.pipeline"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield every module of svd2onnx that a file imports, as it is named in LAYERS."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for package, _, rest in (name.partition(".") for name in names):
+            if package == "svd2onnx":
+                module = rest.partition(".")[0]
+                yield module if module in LAYERS else "__init__"
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it prints; a failure shows its traceback."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_only_lower_layers(path: Path) -> None:
+    assert path.stem in LAYERS, f"place {path.name} in LAYERS, above all that it imports"
+    lower = LAYERS[: LAYERS.index(path.stem)]
+    assert set(imports_of(path)) <= set(lower)
+
+
+def test_imports_are_found_in_each_form(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(
+        "import svd2onnx.quantize\n"
+        "from svd2onnx import layers, compress_export\n"
+        "from svd2onnx_runtime import errors\n"
+        "def f():\n    from svd2onnx.schema import QuantSpec\n"
+    )
+    assert sorted(imports_of(file)) == ["__init__", "layers", "quantize", "schema"]
+
+
+def test_the_runtime_imports_without_the_compressor_and_torch() -> None:
+    imported = run_python(BLOCK_AND_IMPORT).split()
+    files = (ROOT / "runtime" / "svd2onnx_runtime").glob("[!_]*.py")
+    assert sorted(imported) == sorted(f"svd2onnx_runtime.{file.stem}" for file in files)
+
+
+def test_the_command_line_starts_without_heavy_imports() -> None:
+    assert run_python(IMPORT_CLI) == ""
