@@ -123,9 +123,7 @@ def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
             yield batch | {"score": scores[index * half : (index + 1) * half]}
 
 
-def metric(
-    outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]
-) -> dict[str, float | np.ndarray]:
+def metric(outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
     """Judge the embeddings of one evaluation batch, the network's only output [batch, 384].
 
     Returns ``similarity`` and ``score``, [batch / 2] each, where the batch has labels; otherwise

@@ -93,8 +93,7 @@ def calibrate(
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): site.name for site in linear for name in site.names}
     handles = [
-        module.register_forward_pre_hook(gather(name), with_kwargs=True)
-        for module, name in owners.items()
+        module.register_forward_pre_hook(gather(name), with_kwargs=True) for module, name in owners.items()
     ]
     try:
         with torch.inference_mode():

@@ -30,9 +30,7 @@ _PROVIDER = click.option(
     help="Execution provider; auto is CUDA where there is a GPU.",
 )
 _THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
-_DIM = click.option(
-    "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension."
-)
+_DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
 _DATA = click.option("--data", type=_PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -82,8 +80,8 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Bits of a code.",
         ),
         click.option(
-            "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), default="64",
-            show_default=True, help="Weights that share a scale.",
+            "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]),
+            help="Weights that share a scale.  [default: 128 at 8 bits, 64 at 4, 32 at 2]",
         ),
         click.option(
             "--epsilon", type=float, default=0.1, show_default=True,
@@ -107,8 +105,12 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
 def _settings(arguments: dict[str, Any]) -> Settings:
     from svd2onnx.pipeline import Settings
 
-    numbers = {name: int(arguments.pop(name)) for name in ("bits", "block_size")}
-    return Settings(**numbers, **arguments)
+    block_size = arguments.pop("block_size")
+    return Settings(
+        bits=int(arguments.pop("bits")),
+        block_size=int(block_size) if block_size else None,
+        **arguments,
+    )
 
 
 @main.command()
@@ -179,8 +181,8 @@ def bench(
 
     from svd2onnx.outputs import staged
     from svd2onnx.tables import bench_table
-    from svd2onnx_runtime import open_session, synthetic_inputs
     from svd2onnx_runtime import bench as run_bench
+    from svd2onnx_runtime import open_session, synthetic_inputs
 
     session = open_session(graph, provider)
     paths = {"reference": reference} if reference else {}
@@ -264,7 +266,12 @@ def _sizes(dims: Iterable[str]) -> dict[str, int]:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
 
 

@@ -1,11 +1,11 @@
 """The compressor's errors; one root (see ``svd2onnx_runtime.errors``), so that a caller can catch them all.
 
-    Svd2OnnxError
-    |- SourceError        the network cannot be loaded, or holds what cannot be compressed
-    |- PlanError          the goal, the plan or a layer pattern cannot be met
-    |- ExportError        PyTorch or ONNX cannot express the network as asked
-    |- VerificationError  the exported graph does not compute what the compressed network computes
-    '- OutputError        the result cannot be written where it was asked for
+Svd2OnnxError
+|- SourceError        the network cannot be loaded, or holds what cannot be compressed
+|- PlanError          the goal, the plan or a layer pattern cannot be met
+|- ExportError        PyTorch or ONNX cannot express the network as asked
+|- VerificationError  the exported graph does not compute what the compressed network computes
+'- OutputError        the result cannot be written where it was asked for
 """
 
 from svd2onnx_runtime.errors import Svd2OnnxError

@@ -95,9 +95,7 @@ class ModelFile:
             raise SourceError(f"inputs({split!r}) in {self.path} gave no batch; one is needed")
 
     def _checked(self, batch: Any, split: str) -> Batch:
-        if not isinstance(batch, Mapping) or not all(
-            isinstance(value, Tensor) for value in batch.values()
-        ):
+        if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
             raise SourceError(
                 f"inputs({split!r}) in {self.path} must give dicts of tensors by argument name, "
                 f"not {type(batch).__name__}"
@@ -127,9 +125,7 @@ def load_model_file(path: Path, data: Path | None = None) -> ModelFile:
             raise SourceError(f"{path} defines no function {name}(): a model file needs one")
     model_file = ModelFile(path, module, data)
     if model_file.objective not in OBJECTIVES:
-        raise SourceError(
-            f"objective in {path} must be one of {OBJECTIVES}, not {model_file.objective!r}"
-        )
+        raise SourceError(f"objective in {path} must be one of {OBJECTIVES}, not {model_file.objective!r}")
     return model_file
 
 

@@ -37,6 +37,8 @@ from svd2onnx_runtime.session import resolve_provider
 
 METHODS = ("quantize", "svd")
 BENCH_BATCHES = (1, 8)
+DEFAULT_BLOCKS = {8: 128, 4: 64, 2: 32}
+"""Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Settings:
 
     method: str = "quantize"
     bits: int = 4
-    block_size: int = 64
+    block_size: int | None = None
     epsilon: float = 0.1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -59,7 +61,7 @@ class Settings:
 
     @property
     def spec(self) -> QuantSpec:
-        return QuantSpec(self.bits, self.block_size)
+        return QuantSpec(self.bits, self.block_size or DEFAULT_BLOCKS[self.bits])
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ def compress_export(
         float_draft = drafts[2] if reference else draft.with_name("float32.onnx")
         prepared = prepare(source, settings, data, track)
         model, sites = prepared.model, prepared.sites
-        statistics = calibrate(
-            model, sites, track(prepared.batches, "Calibrating", len(prepared.batches))
-        )
+        statistics = calibrate(model, sites, track(prepared.batches, "Calibrating", len(prepared.batches)))
         plan = make_plan(model, sites, statistics, settings, track)
         layers = realize(model, sites, plan, statistics, track)
         compressed = rewrite(model, sites, layers)
@@ -173,9 +173,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         if rows >= settings.calibration_samples:
             break
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
-    return Prepared(
-        model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches
-    )
+    return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
 
 
 def make_plan(
@@ -195,9 +193,7 @@ def make_plan(
     else:
         plan = uniform_plan(sites, settings.spec)
     if not plan.forms:
-        raise PlanError(
-            f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why"
-        )
+        raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
     return plan
 
 
@@ -221,9 +217,7 @@ def layer_reports(
             layer = layers[site.name]
             stored = layer.stored_bytes * site.copies
             form, note = str(layer.form), plan.notes.get(site.name)
-            yield LayerReport(
-                site.name, site.kind, site.shape, form, site.float_bytes, stored, note
-            )
+            yield LayerReport(site.name, site.kind, site.shape, form, site.float_bytes, stored, note)
         elif site.skip_reason is None:
             yield LayerReport(
                 site.name,
@@ -246,10 +240,20 @@ def measure_latency(
     threads: int | None,
 ) -> LatencyReport:
     """Time the file against the float32 graph on the first ``batch`` rows of ``inputs``."""
-    rows = {name: array[:batch] for name, array in inputs.items()}
+    rows = without_padding({name: array[:batch] for name, array in inputs.items()})
     result = bench({"float32": reference, "compressed": path}, rows, provider, threads)
     float_graph, graph = result.graphs
     return LatencyReport(batch, graph.median_ms, float_graph.median_ms, graph.latency_ratio)
+
+
+def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``inputs`` cut to the longest row of their ``attention_mask`` [batch, positions], if any."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return dict(inputs)
+    used = np.flatnonzero(mask.any(axis=0))
+    cut = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(None)
+    return {n: array[:, cut] if array.shape == mask.shape else array for n, array in inputs.items()}
 
 
 @contextlib.contextmanager

@@ -14,9 +14,7 @@ T = TypeVar("T")
 class Track(Protocol):
     """Yields the items of ``sequence`` unchanged and shows ``description`` while it does."""
 
-    def __call__(
-        self, sequence: Iterable[T], description: str, total: int | None = None
-    ) -> Iterable[T]: ...
+    def __call__(self, sequence: Iterable[T], description: str, total: int | None = None) -> Iterable[T]: ...
 
 
 def silent(sequence: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

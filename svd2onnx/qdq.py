@@ -60,9 +60,7 @@ class _Planned:
     tensor: QuantizedTensor
 
 
-def insert_dequantize(
-    graph: ir.Graph, layers: Mapping[str, CompressedLayer]
-) -> list[FusedMatMul]:
+def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[FusedMatMul]:
     """Rewrite ``graph`` in place so that each tensor of ``layers`` (by site name) is stored as codes.
 
     Raises:
@@ -90,7 +88,7 @@ def insert_dequantize(
                     f"node {node.name!r}, and only MatMul and Gather take codes; "
                     f"leave the layer in float with --exclude {entry.layer!r}"
                 )
-        del graph.initializers[initializer.name]
+        graph.initializers.pop(str(initializer.name))
     missing = {(e.layer, e.factor) for entries in _index(layers).values() for e in entries} - found
     if missing:
         names = ", ".join(sorted({name for name, _ in missing}))
@@ -111,9 +109,7 @@ def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:
             weight = tensor.dequantize().numpy()
             as_table, as_matmul = _digest(weight), _digest(np.ascontiguousarray(weight.T))
             key = as_table if layer.is_table else as_matmul
-            wanted.setdefault(key, []).append(
-                _Planned(name, "table" if layer.is_table else factor, tensor)
-            )
+            wanted.setdefault(key, []).append(_Planned(name, "table" if layer.is_table else factor, tensor))
     return wanted
 
 
@@ -134,9 +130,7 @@ def _digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _dequantize_matmul(
-    graph: ir.Graph, node: ir.Node, entry: _Planned, serial: int
-) -> FusedMatMul:
+def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: int) -> FusedMatMul:
     tensor, spec = entry.tensor, entry.tensor.spec
     name = f"{entry.layer}.{entry.factor}"
     if f"{name}.codes" in graph.initializers:
@@ -149,9 +143,7 @@ def _dequantize_matmul(
     node.replace_input_with(1, weight)
     k, n = tensor.codes.shape[1], tensor.codes.shape[0]
     assert node.name is not None and codes.name is not None
-    return FusedMatMul(
-        node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n, codes.name
-    )
+    return FusedMatMul(node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n, codes.name)
 
 
 def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
@@ -184,13 +176,13 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     row_scale = _insert(graph, node, "Reshape", [row_scale, unit], f"{prefix}.block_scale", {})
     scaled = _insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
     result = _insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
-    result.shape, result.dtype = output.shape, output.dtype
+    result.shape = output.shape
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 
 def _pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ir.DataType]:
-    """Codes [rows, width] -> int8 as they are, or bytes [rows, width / n] of n codes from n parts of the row."""
+    """Codes [rows, width] -> int8, or bytes [rows, width / n] of n codes from n parts of the row."""
     if bits == 8:
         return codes, ir.DataType.INT8
     unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
@@ -238,9 +230,7 @@ def _scalar(graph: ir.Graph, name: str, value: float) -> ir.Value:
     return _initializer(graph, name, np.array(value, dtype=np.float32), ir.DataType.FLOAT)
 
 
-def _initializer(
-    graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType
-) -> ir.Value:
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
     tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -258,6 +248,6 @@ def _insert(
     """Add a node before ``before``; its output is called ``name``."""
     node = ir.node(op_type, inputs, attributes=attributes or None, name=f"{name}/{op_type}")
     node.outputs[0].name = name
-    node.outputs[0].dtype = ir.DataType.FLOAT if op_type != "Gather" else inputs[0].dtype
+    node.outputs[0].type = inputs[0].type if op_type == "Gather" else ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(before, node)
     return node.outputs[0]

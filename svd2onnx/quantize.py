@@ -79,7 +79,8 @@ def search_scales(weight: Tensor, spec: QuantSpec, importance: Tensor | None = N
 
 def _to_blocks(matrix: Tensor, block_size: int) -> Tensor:
     """[rows, columns] -> [rows, blocks, block_size], the last block padded with zeros."""
-    return functional.pad(matrix, (0, -matrix.shape[1] % block_size)).unflatten(1, (-1, block_size))
+    padded = functional.pad(matrix, (0, -matrix.shape[1] % block_size))
+    return padded.reshape(matrix.shape[0], -1, block_size)
 
 
 def _scale_dtype(scales: Tensor) -> torch.dtype:

@@ -12,9 +12,7 @@ from svd2onnx.modules import CompressedEmbedding, CompressedLinear
 from svd2onnx.schema import CompressedLayer, LayerSite
 
 
-def rewrite(
-    model: nn.Module, sites: Sequence[LayerSite], layers: Mapping[str, CompressedLayer]
-) -> nn.Module:
+def rewrite(model: nn.Module, sites: Sequence[LayerSite], layers: Mapping[str, CompressedLayer]) -> nn.Module:
     """A copy of ``model`` with each site in ``layers`` (by site name) compressed; ``model`` is kept.
 
     Modules that share a weight share its compressed form; each keeps its own bias.

@@ -210,7 +210,6 @@ class CompressedLayer:
         return sum(part.stored_bytes for part in (self.dense, self.left, self.right) if part)
 
 
-
 @dataclass(frozen=True)
 class CompressionPlan:
     """The form of each layer that is compressed, by site name; the others stay float."""

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from svd2onnx_runtime.errors import InputsError
 from svd2onnx_runtime.memory import measure_footprint
 from svd2onnx_runtime.session import (
-    ORT_VERSION,
     Array,
     Session,
     graph_inputs,
     open_session,
+    ort_version,
     provider_of,
     run,
 )
@@ -128,7 +127,7 @@ def bench(
         )
     return BenchResult(
         provider=actual,
-        onnxruntime=ORT_VERSION,
+        onnxruntime=ort_version(),
         threads=threads,
         tf32=tf32,
         batch=batch,
@@ -177,12 +176,14 @@ def _call(session: Session, feeds: dict[str, Array]) -> Callable[[], Any]:
 
 def _bound_call(session: Session, feeds: dict[str, Array], device: str) -> Callable[[], Any]:
     """One run between fixed buffers on ``device``, returning after the device has finished."""
+    from onnxruntime import OrtValue
+
     outputs = run(session, feeds)
     binding = session.io_binding()
     for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array, device, 0))
     for name, array in outputs.items():
-        buffer = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0)
+        buffer = OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0)
         binding.bind_ortvalue_output(name, buffer)
 
     def call() -> None:

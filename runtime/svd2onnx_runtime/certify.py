@@ -24,10 +24,10 @@ from typing import Any
 
 from svd2onnx_runtime.errors import GraphError
 from svd2onnx_runtime.session import (
-    ORT_VERSION,
     Array,
     Session,
     load,
+    ort_version,
     provider_name,
     provider_of,
     run,
@@ -93,7 +93,7 @@ def certify(
     )
     return Certificate(
         provider=actual,
-        onnxruntime=ORT_VERSION,
+        onnxruntime=ort_version(),
         planned=len(outcomes),
         fused=tuple(name for name, reason in outcomes if reason is None),
         unfused=tuple((name, reason) for name, reason in outcomes if reason is not None),
@@ -150,15 +150,11 @@ def _planned(session: Session, path: str | os.PathLike[str]) -> list[dict[str, A
             f"k and n ({type(error).__name__}: {error}): export the file again"
         ) from error
     if len(set(names)) != len(names):
-        raise GraphError(
-            f"the metadata {METADATA_KEY!r} of {path} names a node twice: export it again"
-        )
+        raise GraphError(f"the metadata {METADATA_KEY!r} of {path} names a node twice: export it again")
     return entries
 
 
-def _refusal(
-    entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str
-) -> str | None:
+def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str) -> str | None:
     """Why this planned MatMul is not one correct fused kernel on ``provider``; None if it is."""
     nodes = [node for node in executed if _original_name(node) == entry["node"]]
     if not nodes:
@@ -175,11 +171,7 @@ def _refusal(
     if block is not None and block not in _BLOCKS:
         return f"ran as {ops}: block size {block} is not a power of two in 16..256"
     shape = (entry["k"], entry["n"])
-    kept = [
-        node.name
-        for node in executed
-        if node.op == "DequantizeLinear" and node.output_shape == shape
-    ]
+    kept = [node.name for node in executed if node.op == "DequantizeLinear" and node.output_shape == shape]
     if kept:
         return f"ran as {ops}: a DequantizeLinear to {list(shape)} runs on every call ({kept[0]})"
     return f"ran as {ops}: the weight was folded to float at load"

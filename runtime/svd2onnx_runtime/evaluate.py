@@ -90,9 +90,7 @@ def evaluate(
         samples=every.size,
         fidelity=fidelity(objective, mean),
         mean_error=mean,
-        standard_error=(
-            float(every.std(ddof=1)) / math.sqrt(every.size) if every.size > 1 else None
-        ),
+        standard_error=(float(every.std(ddof=1)) / math.sqrt(every.size) if every.size > 1 else None),
         worst_error=float(every[worst]),
         worst_sample=worst,
         metric=scores.result(),

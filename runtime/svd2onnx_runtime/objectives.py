@@ -25,9 +25,7 @@ Errors: TypeAlias = NDArray[np.float64]
 _CHUNK = 1 << 22  # elements in float64 at a time: logits over a vocabulary are large
 
 
-def sample_errors(
-    objective: str, reference: Array, output: Array, mask: Array | None = None
-) -> Errors:
+def sample_errors(objective: str, reference: Array, output: Array, mask: Array | None = None) -> Errors:
     """The errors of ``output`` against ``reference``, equal in shape, as one flat float64 array.
 
     ``mask`` selects the rows that count: its shape is the reference's without the last axis for
@@ -57,9 +55,7 @@ def sample_errors(
     for start in range(0, len(reference), step):
         rows = slice(start, start + step)
         with np.errstate(invalid="ignore", over="ignore"):
-            errors[rows] = measure(
-                reference[rows].astype(np.float64), output[rows].astype(np.float64)
-            )
+            errors[rows] = measure(reference[rows].astype(np.float64), output[rows].astype(np.float64))
     bad = int(np.isnan(errors).sum())
     if bad:
         raise InputsError(

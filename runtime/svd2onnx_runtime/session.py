@@ -7,6 +7,8 @@ rounds the activations to int8 in blocks (``session.qdq_matmulnbits_accuracy_lev
 
 onnxruntime-gpu lists CUDAExecutionProvider on machines without a GPU, and then falls back to the
 CPU with lines on stderr. So the GPU is looked for first, through the CUDA driver.
+
+onnxruntime is imported where it is used, so that a command line that only needs our errors starts fast.
 """
 
 from __future__ import annotations
@@ -17,30 +19,30 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
 
-Session: TypeAlias = ort.InferenceSession
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Session: TypeAlias = "InferenceSession"
 Array: TypeAlias = NDArray[Any]
-ORT_VERSION: str = ort.__version__
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_ERRORS = (
-    _state.EPFail,
-    _state.Fail,
-    _state.InvalidArgument,
-    _state.InvalidGraph,
-    _state.InvalidProtobuf,
-    _state.NoModel,
-    _state.NoSuchFile,
-    _state.NotImplemented,
-    _state.RuntimeException,
+    "EPFail",
+    "Fail",
+    "InvalidArgument",
+    "InvalidGraph",
+    "InvalidProtobuf",
+    "NoModel",
+    "NoSuchFile",
+    "NotImplemented",
+    "RuntimeException",
 )
 _DTYPES = {
     "float": "float32",
@@ -70,6 +72,8 @@ def open_session(
 
 def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
     """The ``SessionOptions`` of a strict or a deployed session, logging nothing below "fatal"."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
     if threads is not None:
@@ -79,10 +83,10 @@ def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
     return options
 
 
-def load(
-    path: str | os.PathLike[str], options: Any, provider: str = "auto", *, tf32: bool = True
-) -> Session:
+def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, tf32: bool = True) -> Session:
     """``open_session`` with given ``SessionOptions``."""
+    import onnxruntime as ort
+
     graph = _checked_file(path)
     chosen = resolve_provider(provider)
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -90,10 +94,8 @@ def load(
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": str(int(tf32))}))
     with _quiet_cuda() if chosen == "cuda" else contextlib.nullcontext():
         try:
-            session = ort.InferenceSession(
-                os.fspath(graph), options, providers=providers, enable_fallback=0
-            )
-        except _ORT_ERRORS as error:
+            session = ort.InferenceSession(os.fspath(graph), options, providers=providers, enable_fallback=0)
+        except _errors(*_ORT_ERRORS) as error:
             raise GraphError(f"onnxruntime cannot load {graph}: {one_line(error)}") from error
     if provider == "cuda" and provider_of(session) != "cuda":
         raise ProviderError(
@@ -109,6 +111,8 @@ def resolve_provider(provider: str) -> str:
         raise ProviderError(f"expected provider 'auto', 'cpu' or 'cuda', found {provider!r}")
     if provider == "cpu":
         return "cpu"
+    import onnxruntime as ort
+
     offered = ort.get_available_providers()
     gpus = gpu_count()
     if _PROVIDERS["cuda"] in offered and gpus:
@@ -116,7 +120,7 @@ def resolve_provider(provider: str) -> str:
     if provider == "auto":
         return "cpu"
     raise ProviderError(
-        f"provider 'cuda' needs a GPU and onnxruntime-gpu; onnxruntime {ORT_VERSION} offers "
+        f"provider 'cuda' needs a GPU and onnxruntime-gpu; onnxruntime {ort.__version__} offers "
         f"{', '.join(offered)} and the CUDA driver shows {gpus or 'no'} GPU: "
         "use a machine with one, or ask for 'cpu'"
     )
@@ -150,9 +154,9 @@ def run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
     names = [output.name for output in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
-    except _state.InvalidArgument as error:
+    except _errors("InvalidArgument") as error:
         raise InputsError(f"the arrays do not fit the graph: {one_line(error)}") from error
-    except _ORT_ERRORS as error:
+    except _errors(*_ORT_ERRORS) as error:
         raise GraphError(f"the graph failed while running: {one_line(error)}") from error
 
 
@@ -194,23 +198,33 @@ def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -
     return arrays
 
 
+def ort_version() -> str:
+    """The version of onnxruntime, as results state it."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
 def one_line(error: BaseException) -> str:
     """The message of ``error`` without its line breaks, at most 300 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def _errors(*names: str) -> tuple[type[Exception], ...]:
+    """The exceptions of onnxruntime of these names; they have no common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(getattr(state, name) for name in names)
+
+
 def _size(name: str, axis: int, dim: int | str | None, dims: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     if dim is None:
-        raise InputsError(
-            f"input {name!r} has a nameless dynamic axis {axis}: give the arrays themselves"
-        )
+        raise InputsError(f"input {name!r} has a nameless dynamic axis {axis}: give the arrays themselves")
     if dim not in dims:
-        raise InputsError(
-            f"dimension {dim!r} of input {name!r} has no size: set it with --dim {dim}=SIZE"
-        )
+        raise InputsError(f"dimension {dim!r} of input {name!r} has no size: set it with --dim {dim}=SIZE")
     return dims[dim]
 
 
@@ -239,6 +253,8 @@ def _quiet_cuda() -> Iterator[None]:
 
     What is wrong shows afterwards in ``session.get_providers()``, which the caller checks.
     """
+    import onnxruntime as ort
+
     ort.set_default_logger_severity(_SILENT)
     try:
         with contextlib.redirect_stdout(None):

@@ -180,9 +180,7 @@ def test_unknown_split_is_refused(minilm: ModuleType) -> None:
         next(minilm.inputs("train"))
 
 
-def test_missing_weights_name_the_extra(
-    minilm: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_weights_name_the_extra(minilm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"svd2onnx\[minilm\]"):
         minilm._weights()
@@ -204,9 +202,7 @@ def test_exported_graph_takes_any_batch_and_length(
         dynamic_shapes=minilm.dynamic_shapes,
     )
     program.save(tmp_path / "minilm.onnx")
-    session = onnxruntime.InferenceSession(
-        tmp_path / "minilm.onnx", providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(tmp_path / "minilm.onnx", providers=["CPUExecutionProvider"])
     for texts in (["One."], ["A few words.", "And a few words more, to be padded.", "So."]):
         batch = next(minilm._batches(texts, len(texts)))
         (output,) = session.run(None, _arrays(batch))
