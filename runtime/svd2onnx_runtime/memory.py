@@ -84,6 +84,8 @@ def _measure(job: Mapping[str, Any]) -> Footprint:
     """The child's side: load, run once, compare."""
     folder = Path(job["arrays"])
     inputs = {name: np.load(folder / f"{i}.npy") for i, name in enumerate(job["inputs"])}
+    import onnxruntime  # noqa: F401  (its own code is no cost of the graph)
+
     before = _resident_bytes()
     start = time.perf_counter()
     session = open_session(job["path"], job["provider"], threads=job["threads"])

@@ -8,7 +8,8 @@ rounds the activations to int8 in blocks (``session.qdq_matmulnbits_accuracy_lev
 onnxruntime-gpu lists CUDAExecutionProvider on machines without a GPU, and then falls back to the
 CPU with lines on stderr. So the GPU is looked for first, through the CUDA driver.
 
-onnxruntime is imported where it is used, so that a command line that only needs our errors starts fast.
+onnxruntime is imported where it is used, so that a command line that only needs our errors starts
+fast.
 """
 
 from __future__ import annotations
