@@ -40,7 +40,8 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
     for name, module in modules.items():
         if any(True for _ in module.parameters(recurse=False)):
             weight = getattr(module, "weight", None)
-            owner = weight if isinstance(weight, Tensor) else module
+            # A parametrization makes a new tensor at each look, which no other module can share.
+            owner = weight if isinstance(weight, nn.Parameter) else module
             groups[id(owner), _kind(module)].append(name)
     sites = []
     for (_, kind), names in groups.items():

@@ -95,12 +95,14 @@ class ModelFile:
             raise SourceError(f"inputs({split!r}) in {self.path} gave no batch; one is needed")
 
     def _checked(self, batch: Any, split: str) -> Batch:
-        if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
+        entries = dict(batch) if isinstance(batch, Mapping) else {}
+        if not entries or not all(isinstance(value, Tensor) for value in entries.values()):
+            found = {name: type(value).__name__ for name, value in entries.items()}
             raise SourceError(
                 f"inputs({split!r}) in {self.path} must give dicts of tensors by argument name, "
-                f"not {type(batch).__name__}"
+                f"not {found or type(batch).__name__}"
             )
-        return dict(batch)
+        return entries
 
 
 def load_model_file(path: Path, data: Path | None = None) -> ModelFile:

@@ -20,8 +20,10 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
     raises, nothing is left behind and existing files stay as they were.
 
     Raises:
-        OutputError: a target cannot be written.
+        OutputError: a target cannot be written, or is named twice.
     """
+    if len({target.parent.resolve() / target.name for target in targets}) < len(targets):
+        raise OutputError(f"cannot write two outputs to one file: {', '.join(map(str, targets))}")
     folders: list[Path] = []
     try:
         for target in targets:

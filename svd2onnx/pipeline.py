@@ -100,7 +100,8 @@ def compress_export(
         float_draft = drafts[2] if reference else draft.with_name("float32.onnx")
         prepared = prepare(source, settings, data, track)
         model, sites = prepared.model, prepared.sites
-        statistics = calibrate(model, sites, track(prepared.batches, "Calibrating", len(prepared.batches)))
+        batches = track(prepared.batches, "Calibrating", len(prepared.batches))
+        statistics = calibrate(model, sites, batches)
         plan = make_plan(model, sites, statistics, settings, track)
         layers = realize(model, sites, plan, statistics, track)
         compressed = rewrite(model, sites, layers)

@@ -66,11 +66,14 @@ def article_plan(
 def fitting_spec(site: LayerSite, spec: QuantSpec) -> QuantSpec:
     """``spec``, or the nearest one that onnxruntime computes rightly for the shape of ``site``.
 
-    int2 codes with a number of outputs that is no multiple of 4 give wrong results in onnxruntime
-    1.31, so they become int4; a table's rows must be whole blocks.
+    In onnxruntime 1.31, int2 codes with a number of outputs that is no multiple of 4 give wrong
+    results, so they become int4, and int2 has fast kernels for blocks of 32 to 128 alone. A table's
+    rows must be whole blocks.
     """
     rows, columns = site.shape
     if site.kind == "embedding":
         block = max(size for size in BLOCK_SIZES if size <= spec.block_size and columns % size == 0)
         return QuantSpec(spec.bits, block)
-    return QuantSpec(4 if spec.bits == 2 and rows % 4 else spec.bits, spec.block_size)
+    if spec.bits != 2:
+        return spec
+    return QuantSpec(4 if rows % 4 else 2, min(max(spec.block_size, 32), 128))

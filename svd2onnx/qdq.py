@@ -2,6 +2,7 @@
 
     MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Cast(scale)))      codes [K, N], blocks along K
     Gather(table, ids)   =>  Mul(Cast(Gather(codes, ids)), Cast(Gather(scale, ids)))
+    Relu(MatMul)         =>  Max(MatMul, 0)                        and Clip likewise: only so does it fuse
 
 Weights are found by content, because the exporter renames, merges and transposes. Every MatMul gets
 initializers of its own: onnxruntime fuses the pair only when nothing else uses them. Scales are
@@ -141,6 +142,7 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
     attributes = {"axis": 0, "block_size": spec.block_size}
     weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{name}.weight", attributes)
     node.replace_input_with(1, weight)
+    _spell_out_clipping(graph, node)
     k, n = tensor.codes.shape[1], tensor.codes.shape[0]
     assert node.name is not None and codes.name is not None
     return FusedMatMul(node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n, codes.name)
@@ -176,9 +178,40 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     row_scale = _insert(graph, node, "Reshape", [row_scale, unit], f"{prefix}.block_scale", {})
     scaled = _insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
     result = _insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
+    _replace(graph, node, result)
+
+
+def _spell_out_clipping(graph: ir.Graph, node: ir.Node) -> None:
+    """Relu(x) = Max(x, 0) and Clip(x, a, b) = Min(Max(x, a), b) behind the MatMul ``node``.
+
+    onnxruntime 1.31 fuses no DequantizeLinear into a MatMul that a Relu or Clip reads, nor into one of
+    rank 2 with its bias between them, because that becomes a Gemm first.
+    """
+    product = node.outputs[0]
+    values = [product]
+    if product.shape is None or len(product.shape) == 2:
+        values += [user.outputs[0] for user, _ in product.uses() if user.op_type == "Add"]
+    for user in [user for value in values for user, _ in value.uses()]:
+        if user.op_type == "Relu":
+            bounds = {"Max": _scalar(graph, f"{user.name}.zero", 0.0)}
+        elif user.op_type == "Clip":
+            bounds = {op: b for op, b in zip(("Max", "Min"), user.inputs[1:], strict=False) if b is not None}
+        else:
+            continue
+        result = user.inputs[0]
+        assert result is not None
+        for op, bound in bounds.items():
+            result = _insert(graph, user, op, [result, bound], f"{user.name}.{op.lower()}", {})
+        _replace(graph, user, result)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
+    """Put ``result`` in the place of the output of ``node``, under its name, and remove the node."""
+    output = node.outputs[0]
     result.shape = output.shape
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    result.name = output.name
 
 
 def _pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ir.DataType]:

@@ -63,7 +63,9 @@ def search_scales(weight: Tensor, spec: QuantSpec, importance: Tensor | None = N
     # The side with one more code belongs to the block's extreme weight; the other sign is tried too.
     outward = -torch.sign(extreme)
     dtype = _scale_dtype(limit / high)
-    best_scale = torch.ones_like(limit).to(dtype)
+    # Where squared errors overflow float32, none is better than another: keep the whole range.
+    best_scale = (outward * limit / -low).to(dtype)
+    best_scale = torch.where(best_scale == 0, torch.ones_like(best_scale), best_scale)
     best_error = torch.full_like(limit, torch.inf)
     for shrink in _SHRINKS[spec.bits]:
         for candidate in (outward * limit / -low, -outward * limit / high):

@@ -11,7 +11,7 @@ from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import factorize
 from svd2onnx.progress import Track, silent
-from svd2onnx.quantize import quantize
+from svd2onnx.rounding import round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite
 
 
@@ -53,8 +53,7 @@ def realize_layer(
     rows, columns = weight.shape
     dense = left = right = None
     if form.dense:
-        importance = statistics.second_moment if statistics else None
-        dense = quantize(weight, form.dense, importance)
+        dense = round_second_order(weight, form.dense, statistics.covariance if statistics else None)
     if form.factors:
         left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
     layer = CompressedLayer((rows, columns), dense, left, right, is_table=is_table)

@@ -13,9 +13,9 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors progress schema quantize lowrank rounding gptq layers loading objectives modules "
-    "calibrate score candidates planner rewrite realize recover qdq export verify report "
-    "pipeline __init__ cli"
+    "errors progress outputs schema quantize rounding lowrank layers loading probes modules calibrate "
+    "score realize candidates knapsack planner rewrite recover qdq export verify report pipeline "
+    "inspection tables __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

@@ -1,0 +1,74 @@
+"""Second-order rounding loses less of a layer's outputs than rounding to nearest does."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from svd2onnx.quantize import encode, quantize, search_scales
+from svd2onnx.rounding import damp, gptq_codes, round_second_order
+from svd2onnx.schema import QuantizedTensor, QuantSpec
+
+
+def correlated_inputs(seed: int, width: int, count: int = 512) -> Tensor:
+    """[count, width] with a few strong directions and unequal columns, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    strong = torch.randn(count, 4, generator=generator) @ torch.randn(4, width, generator=generator) * 3
+    own = torch.randn(count, width, generator=generator) * torch.linspace(0.2, 2, width)
+    return (strong + own).double()
+
+
+def output_error(tensor: QuantizedTensor, weight: Tensor, moment: Tensor) -> float:
+    """tr(D H D^T) with D = W - W~."""
+    lost = (weight - tensor.dequantize()).double()
+    return float((lost @ moment * lost).sum())
+
+
+@pytest.mark.parametrize("bits, share", [(4, 0.6), (2, 0.7)])
+@pytest.mark.parametrize("width", [96, 160], ids=str)
+def test_outputs_are_kept_better_than_by_rounding_to_nearest(bits: int, share: float, width: int) -> None:
+    spec, x = QuantSpec(bits, 32), correlated_inputs(0, width)
+    moment = x.T @ x / len(x)
+    weight = torch.randn(64, width, generator=torch.Generator().manual_seed(1))
+    nearest = quantize(weight, spec, moment.diagonal())
+    ours = round_second_order(weight, spec, moment)
+    assert output_error(ours, weight, moment) < share * output_error(nearest, weight, moment)
+
+
+def test_with_uncorrelated_inputs_it_is_rounding_to_nearest() -> None:
+    spec = QuantSpec(4, 32)
+    weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(0))
+    scale = search_scales(weight, spec)
+    moment = torch.diag(torch.linspace(1, 2, 96, dtype=torch.float64))
+    assert torch.equal(gptq_codes(weight, scale, spec, moment), encode(weight, scale, spec))
+
+
+def test_two_columns_by_hand() -> None:
+    """w = (0.4, 0.4), both scales 1, strongly correlated: one rounds down, the other up to make up for it."""
+    moment = torch.tensor([[1.1, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    codes = gptq_codes(torch.tensor([[0.4, 0.4]]), torch.ones(1, 1), QuantSpec(4, 32), moment)
+    assert codes.tolist() == [[0, 1]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**16), st.sampled_from([2, 4, 8]), st.sampled_from([32, 48, 70]))
+def test_codes_stay_in_range_on_singular_moments(seed: int, bits: int, width: int) -> None:
+    """Fewer samples than columns: the moment has no inverse of its own."""
+    spec, x = QuantSpec(bits, 32), correlated_inputs(seed, width, count=8)
+    weight = torch.randn(16, width, generator=torch.Generator().manual_seed(seed))
+    tensor = round_second_order(weight, spec, x.T @ x / 8)
+    low, high = spec.code_range
+    assert low <= int(tensor.codes.min()) and int(tensor.codes.max()) <= high
+    assert torch.isfinite(tensor.dequantize()).all()
+
+
+def test_an_input_that_is_always_zero_does_no_harm() -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    tensor = round_second_order(weight, QuantSpec(4, 32), torch.zeros(64, 64, dtype=torch.float64))
+    assert torch.isfinite(tensor.dequantize()).all()
+
+
+def test_damping_makes_a_singular_moment_definite() -> None:
+    moment = torch.ones(8, 8, dtype=torch.float64)
+    assert float(torch.linalg.eigvalsh(damp(moment, 0.01)).min()) == pytest.approx(0.01, rel=1e-6)
