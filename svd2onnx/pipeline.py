@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def compress_export(
     """
     started = time.perf_counter()
     provider = resolve_provider(settings.provider)
-    report_path = output.with_name(f"{output.name}.report.json")
+    report_path = Path(f"{output}.report.json")
     kept = (reference,) if reference else ()
     with staged(output, report_path, *kept) as drafts, _plain_attention():
         draft, report_draft = drafts[:2]
@@ -166,15 +166,20 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     """
     model_file = load_model_file(source, data)
     model = model_file.build()
-    batches: list[Batch] = []
-    rows = 0
-    for batch in track(model_file.inputs("calibration"), "Reading calibration data"):
-        batches.append(batch)
-        rows += next(iter(batch.values())).shape[0]
-        if rows >= settings.calibration_samples:
-            break
+    inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
+    batches = list(track(inputs, "Reading calibration data"))
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
+
+
+def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """Whole batches until there are at least ``samples`` rows."""
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += next(iter(batch.values())).shape[0]
+        if rows >= samples:
+            return
 
 
 def make_plan(
