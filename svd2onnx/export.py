@@ -7,6 +7,7 @@ The exported graph has one input for each argument and dynamic dimensions named 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -118,13 +119,26 @@ def _to_onnx(
                 verbose=False,
             )
         except Exception as error:
-            line = " ".join(str(error).split())[:300]
+            cause = error.__cause__ or error  # the exporter's own message is general advice
+            line = " ".join(str(cause).split())[:300]
             raise ExportError(
-                f"torch.onnx cannot export the network: {type(error).__name__}: {line}"
+                f"torch.onnx cannot export the network: {type(cause).__name__}: {line}"
             ) from error
     assert program is not None
     model_proto: ir.Model = program.model
+    _drop_origins(model_proto)
     return model_proto
+
+
+def _drop_origins(model: ir.Model) -> None:
+    """Remove the exporter's stack traces: they cost bytes and tell the paths of whoever made the file."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _save(model: ir.Model, path: Path) -> None:
@@ -139,8 +153,12 @@ def _save(model: ir.Model, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's.
+
+    Nor are the intermediate graphs that it prints when it fails.
+    """
+    names = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     before: list[Any] = [logger.level for logger in loggers]
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     loggers.append(registration)
@@ -148,7 +166,7 @@ def _quiet_exporter() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -31,11 +31,11 @@ class Mlp(nn.Module):
 
 
 class Sequences(nn.Module):
-    """x [batch, length, 80] -> [batch, length, 96]; no biases, and the last block of 80 is partial."""
+    """x [batch, length, 112] -> [batch, length, 96]; no biases, and the last block of 112 is partial."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm = nn.Linear(80, 64, bias=False), nn.LayerNorm(64)
+        self.first, self.norm = nn.Linear(112, 64, bias=False), nn.LayerNorm(64)
         self.second = nn.Linear(64, 96, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ class Sequences(nn.Module):
 
 
 class Embedded(nn.Module):
-    """ids [batch, length] -> [batch, length, 96] by way of a table of width 48 (blocks of 16)."""
+    """ids [batch, length] -> [batch, length, 112] by way of a table of width 48 (blocks of 16)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.linear = nn.Embedding(150, 48), nn.Linear(48, 96)
+        self.table, self.linear = nn.Embedding(150, 48), nn.Linear(48, 112)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.linear(self.table(ids))
@@ -99,6 +99,28 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
+class Vectors(nn.Module):
+    """x [batch, 64] -> [batch, 64] through all networks on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(Mlp(), TiedLinears(), CalledTwice())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Tokens(nn.Module):
+    """ids [batch, length] -> ([batch, length, 96], [batch, length, 128]) through all networks on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded, self.sequences, self.tied = Embedded(), Sequences(), TiedHead()
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sequences(self.embedded(ids)), self.tied(ids)
+
+
 @dataclass(frozen=True)
 class Compressed:
     """A network before and after ``rewrite``, with what was found and stored on the way."""
@@ -122,13 +144,12 @@ def seeded(kind: type[nn.Module], seed: int = 0) -> nn.Module:
 
 
 def batches_of(network: nn.Module, seed: int = 1) -> list[Batch]:
-    """Two batches for one of NETWORKS, of different sizes in each dynamic dimension."""
+    """Two batches for one of the networks here, of different sizes in each dynamic dimension."""
     torch.manual_seed(seed)
-    if isinstance(network, Embedded | TiedHead):
-        rows = network.table.num_embeddings
-        return [{"ids": torch.randint(0, rows, shape)} for shape in ((5, 7), (3, 4))]
+    if isinstance(network, Embedded | TiedHead | Tokens):
+        return [{"ids": torch.randint(0, 128, shape)} for shape in ((5, 7), (3, 4))]
     if isinstance(network, Sequences):
-        return [{"x": torch.randn(shape)} for shape in ((5, 7, 80), (3, 4, 80))]
+        return [{"x": torch.randn(shape)} for shape in ((5, 7, 112), (3, 4, 112))]
     return [{"x": torch.randn(shape)} for shape in ((12, 64), (7, 64))]
 
 

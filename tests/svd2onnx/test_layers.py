@@ -71,9 +71,7 @@ def test_calls_of_one_module_are_counted() -> None:
 def test_a_module_of_two_names_is_one_site() -> None:
     linear = nn.Linear(64, 64)
     network = Applied(lambda self, x: self.b(self.a(x)), a=linear, b=linear)
-    assert list(sites_of(network).values()) == [
-        LayerSite("a", "linear", (64, 64), aliases=("b",), calls=2)
-    ]
+    assert list(sites_of(network).values()) == [LayerSite("a", "linear", (64, 64), aliases=("b",), calls=2)]
 
 
 def test_a_module_that_does_not_run_stays_float() -> None:

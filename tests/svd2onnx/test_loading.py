@@ -56,7 +56,11 @@ def test_a_dataclass_in_a_model_file_finds_its_module(write_model_file: Write) -
         ("weights.pt", "x", "is no model file"),
         ("empty.py", "", "is empty"),
         ("broken.py", "def build(:\n", "failed in running it: SyntaxError"),
-        ("raising.py", "raise ValueError('first\\nsecond')", "failed in running it: ValueError: first second"),
+        (
+            "raising.py",
+            "raise ValueError('first\\nsecond')",
+            "failed in running it: ValueError: first second",
+        ),
         ("imports.py", "import no_such_package", "failed in running it: ModuleNotFoundError"),
         ("blank.py", "\n", "defines no function build()"),
         ("no_inputs.py", "def build(): ...", "defines no function inputs()"),
@@ -119,7 +123,7 @@ def test_inputs_that_fail(write_model_file: Write, body: str, expected: str) -> 
 
 
 def test_an_error_of_who_reads_the_batches_is_not_blamed_on_the_file(model_file: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the error must come from the loop
         for _ in load_model_file(model_file).inputs("calibration"):
             raise ZeroDivisionError
 
@@ -137,7 +141,9 @@ def test_a_data_folder_reaches_inputs(write_model_file: Write, tmp_path: Path) -
     assert batch["ids"].item() == len(list(tmp_path.iterdir()))
 
 
-def test_a_data_folder_that_the_file_does_not_take_is_refused(write_model_file: Write, tmp_path: Path) -> None:
+def test_a_data_folder_that_the_file_does_not_take_is_refused(
+    write_model_file: Write, tmp_path: Path
+) -> None:
     loaded = load_model_file(write_model_file(("(split, data=None)", "(split)")), tmp_path)
     with pytest.raises(SourceError) as caught:
         list(loaded.inputs("calibration"))

@@ -46,9 +46,7 @@ def test_the_left_factor_is_orthonormal_and_the_right_holds_the_singular_values(
     weight = decaying(24, 40, 0.9)
     factors = factorize(weight)
     torch.testing.assert_close(factors.left.T @ factors.left, torch.eye(24), rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        factors.right.norm(dim=1), torch.linalg.svdvals(weight), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(factors.right.norm(dim=1), torch.linalg.svdvals(weight), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -67,19 +65,25 @@ def test_the_largest_paying_rank_pays_and_the_next_does_not(bits: int, shape: tu
     assert found <= min(shape)
 
 
-@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize(
-    ("bits", "rate", "epsilon"),
-    [(8, 0.97, 0.1), (8, 0.97, 0.3), (8, 0.99, 0.5), (4, 0.95, 0.3), (4, 0.97, 0.5), (2, 0.9, 0.7)],
+    ("bits", "rate", "epsilon", "with_bias"),
+    [
+        (8, 0.95, 0.1, True),
+        (8, 0.97, 0.3, False),
+        (8, 0.98, 0.5, True),
+        (4, 0.95, 0.3, False),
+        (4, 0.97, 0.5, True),
+        (2, 0.9, 0.7, False),
+    ],
 )
 def test_the_rank_is_the_smallest_of_all_that_will_do(
     bits: int, rate: float, epsilon: float, with_bias: bool
 ) -> None:
-    spec, weight = QuantSpec(bits, 32), decaying(192, 256, rate)
+    spec, weight = QuantSpec(bits, 32), decaying(128, 192, rate)
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(64, 256, generator=generator)
-    bias = torch.randn(192, generator=generator) * 0.2 if with_bias else None
-    ranks = range(RANK_STEP, largest_paying_rank((192, 256), spec) + 1, RANK_STEP)
+    inputs = torch.randn(64, 192, generator=generator)
+    bias = torch.randn(128, generator=generator) * 0.2 if with_bias else None
+    ranks = range(RANK_STEP, largest_paying_rank((128, 192), spec) + 1, RANK_STEP)
     errors = {rank: relative_output_error(weight, inputs, bias, spec, rank) for rank in ranks}
     good = [rank for rank, error in errors.items() if error <= epsilon]
     assert good, "the example must have an answer"

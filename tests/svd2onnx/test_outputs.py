@@ -29,7 +29,7 @@ def test_a_failure_leaves_nothing_new_and_keeps_what_was_there(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     (tmp_path / "a.onnx").write_text("old")
-    with pytest.raises(error), staged(tmp_path / "a.onnx", tmp_path / "b.json") as drafts:
+    with pytest.raises(error), staged(tmp_path / "a.onnx", tmp_path / "b.json") as drafts:  # noqa: PT012
         for draft in drafts:
             draft.write_text("half")
             draft.with_name("beside").write_text("scratch")
@@ -40,14 +40,14 @@ def test_a_failure_leaves_nothing_new_and_keeps_what_was_there(
 
 def test_a_folder_that_does_not_exist_is_refused_before_the_work(tmp_path: Path) -> None:
     target = tmp_path / "nowhere" / "a.onnx"
-    with pytest.raises(OutputError, match="does not exist$"), staged(tmp_path / "b.onnx", target):
+    with pytest.raises(OutputError, match=r"does not exist$"), staged(tmp_path / "b.onnx", target):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_as_target_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").mkdir()
-    with pytest.raises(OutputError, match="it is a folder; name a file$"), staged(tmp_path / "a.onnx"):
+    with pytest.raises(OutputError, match=r"it is a folder; name a file$"), staged(tmp_path / "a.onnx"):
         pytest.fail("the block must not run")
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 

@@ -82,7 +82,7 @@ def test_the_search_is_never_worse_than_the_largest_magnitude(
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_search_pays(bits: int) -> None:
-    """Summed over many Gaussian blocks, against scales of the largest magnitude, and for important columns."""
+    """Over many Gaussian blocks, against scales of the largest magnitude, and for important columns."""
     spec, weight = QuantSpec(bits, 64), gaussian(0, 64, 256)
     ones = torch.ones(256)
     limit = weight.reshape(64, 4, 64).abs().amax(-1)

@@ -25,7 +25,7 @@ def output_error(tensor: QuantizedTensor, weight: Tensor, moment: Tensor) -> flo
     return float((lost @ moment * lost).sum())
 
 
-@pytest.mark.parametrize("bits, share", [(4, 0.6), (2, 0.7)])
+@pytest.mark.parametrize(("bits", "share"), [(4, 0.6), (2, 0.7)])
 @pytest.mark.parametrize("width", [96, 160], ids=str)
 def test_outputs_are_kept_better_than_by_rounding_to_nearest(bits: int, share: float, width: int) -> None:
     spec, x = QuantSpec(bits, 32), correlated_inputs(0, width)
@@ -59,7 +59,8 @@ def test_codes_stay_in_range_on_singular_moments(seed: int, bits: int, width: in
     weight = torch.randn(16, width, generator=torch.Generator().manual_seed(seed))
     tensor = round_second_order(weight, spec, x.T @ x / 8)
     low, high = spec.code_range
-    assert low <= int(tensor.codes.min()) and int(tensor.codes.max()) <= high
+    assert low <= int(tensor.codes.min())
+    assert int(tensor.codes.max()) <= high
     assert torch.isfinite(tensor.dequantize()).all()
 
 

@@ -37,15 +37,15 @@ def check(path: Path, compressed: Compressed, objective: str = "mse"):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_faithful_graph_passes_with_its_fidelity(graph: Path, compressed: Compressed, objective: str) -> None:
+def test_a_faithful_graph_passes_with_its_fidelity(
+    graph: Path, compressed: Compressed, objective: str
+) -> None:
     result = check(graph, compressed, objective)
     assert 0 <= result.relative_error <= TOLERANCE
     assert result.batches == 2
     assert 0.9 < result.fidelity < 1
     with torch.inference_mode():
-        pairs = [
-            (compressed.network(**batch), compressed.original(**batch)) for batch in compressed.batches
-        ]
+        pairs = [(compressed.network(**batch), compressed.original(**batch)) for batch in compressed.batches]
     if objective == "mse":
         errors = [
             ((ours - theirs).square().sum((1, 2)) / theirs.square().sum((1, 2))) for ours, theirs in pairs

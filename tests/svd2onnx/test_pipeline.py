@@ -1,0 +1,205 @@
+"""The whole story on small networks: what the report says is so, and a failure leaves nothing behind."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svd2onnx import pipeline
+from svd2onnx.errors import PlanError, SourceError, VerificationError
+from svd2onnx.inspection import inspect_layers
+from svd2onnx.pipeline import Settings, compress_export, example_of, without_padding
+from svd2onnx_runtime import open_session, run
+from tests.svd2onnx.networks import Mlp
+
+Write = Callable[..., Path]
+
+TRANSFORMER = """
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.head = nn.Linear(64, 80)
+
+    def forward(self, x):
+        x = self.encoder(x)
+        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+def build():
+    torch.manual_seed(0)
+    return Network()
+
+def inputs(split):
+    torch.manual_seed(1)
+    for length in (6, 9):
+        yield {"x": torch.randn(4, length, 64)}
+
+dynamic_shapes = {"x": {0: "batch", 1: "sequence"}}
+"""
+
+
+@pytest.fixture
+def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing starts processes; tests of other things do without."""
+    latency = pipeline.LatencyReport(1, 1.0, 1.0, 1.0)
+    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: latency)
+
+
+def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> None:
+    output, reference = tmp_path / "out.onnx", tmp_path / "float.onnx"
+    report = compress_export(
+        model_file, output, Settings(bits=4, block_size=32, provider="cpu"), reference=reference
+    )
+    written = json.loads((tmp_path / "out.onnx.report.json").read_text())
+    assert written == json.loads(report.to_json())
+    assert written["format"] == "svd2onnx-report/1"
+    assert written["file_bytes"] == output.stat().st_size
+    assert written["float_bytes"] == reference.stat().st_size
+    assert written["kept"] == pytest.approx(output.stat().st_size / reference.stat().st_size)
+    assert written["kept"] + written["removed"] == pytest.approx(1)
+    assert written["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert written["settings"]["bits"] == 4
+    assert written["strict_relative_error"] < 1e-5
+    assert 0.9 < written["deployed"]["fidelity"] < 1
+    assert written["deployed"]["samples"] == 8 * 6 + 8 * 9
+    assert set(written["deployed"]["metric"]) == {"positive"}
+    assert written["certificate"]["planned"] == len(written["certificate"]["fused"]) == 2
+    assert [latency["batch"] for latency in written["latency"]] == [1, 8]
+    forms = {layer["name"]: layer["form"] for layer in written["layers"]}
+    assert forms == {"table": "int4/32", "first": "int4/32", "second": "int4/32", "norm": "float"}
+    stored = {layer["name"]: layer["stored_bytes"] for layer in written["layers"]}
+    assert stored["first"] == 64 * 128 // 2 + 2 * 128 * 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "float.onnx",
+        "network.py",
+        "out.onnx",
+        "out.onnx.report.json",
+    ]
+
+
+@pytest.mark.usefixtures("no_bench")
+@pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "plain path"])
+def test_transformers_of_torch_are_compressed(
+    write_model_file: Write, tmp_path: Path, fast_path: bool
+) -> None:
+    """Its fast path reads weights around their modules; what it reads stays float, the rest does not."""
+    source = write_model_file(add=TRANSFORMER)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast_path)
+    try:
+        report = compress_export(source, tmp_path / "out.onnx", Settings(bits=8, provider="cpu"))
+        rows = {row.name: row for row in inspect_layers(source, Settings(), None)}
+        assert torch.backends.mha.get_fastpath_enabled() is fast_path
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    forms = {layer.name: layer for layer in report.layers}
+    for layer in (0, 1):
+        for name in ("linear1", "linear2"):
+            assert forms[f"encoder.layers.{layer}.{name}"].form == "int8/128"
+            assert rows[f"encoder.layers.{layer}.{name}"].note is None
+    assert forms["head"].form == "int8/128"
+    assert forms["attention.out_proj"].form == "float"
+    assert "its weight is read directly" in forms["attention.out_proj"].note
+    assert report.certificate.ok
+    assert report.certificate.planned == 5
+    assert report.deployed.fidelity > 0.999
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_dynamic_dimensions_are_found_where_the_file_names_none(
+    write_model_file: Write, tmp_path: Path
+) -> None:
+    source = write_model_file(('dynamic_shapes = {"ids": {0: "batch", 1: "sequence"}}', ""))
+    compress_export(source, tmp_path / "out.onnx", Settings(provider="cpu"))
+    session = open_session(tmp_path / "out.onnx", "cpu")
+    for shape in ((1, 1), (3, 20)):
+        (output,) = run(session, {"ids": np.ones(shape, np.int64)}).values()
+        assert output.shape == (*shape, 64)
+
+
+def failing(*_: object, **__: object) -> None:
+    raise VerificationError("the exported graph differs")
+
+
+@pytest.mark.usefixtures("no_bench")
+@pytest.mark.parametrize("step", ["check_strict", "certify", "evaluate"])
+def test_a_failure_at_the_end_leaves_no_file_and_keeps_the_old_one(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "a.onnx"
+    output.write_text("old")
+    monkeypatch.setattr(pipeline, step, failing)
+    with pytest.raises(VerificationError):
+        compress_export(
+            model_file, output, Settings(provider="cpu"), reference=tmp_path / "out" / "float.onnx"
+        )
+    assert [path.name for path in output.parent.iterdir()] == ["a.onnx"]
+    assert output.read_text() == "old"
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_calibration_stops_at_the_samples_asked_for(write_model_file: Write, tmp_path: Path) -> None:
+    body = (
+        "def inputs(split):\n"
+        "    yield {'ids': torch.zeros(8, 6, dtype=torch.int64)}\n"
+        "    yield {'ids': torch.zeros(8, 9, dtype=torch.int64)}\n"
+        "    assert split != 'calibration', 'one batch too many'\n"
+    )
+    source = write_model_file(add=body)
+    compress_export(source, tmp_path / "a.onnx", Settings(calibration_samples=9, provider="cpu"))
+    with pytest.raises(SourceError, match="one batch too many"):
+        compress_export(source, tmp_path / "a.onnx", Settings(calibration_samples=17, provider="cpu"))
+
+
+def test_nothing_to_compress_is_told(write_model_file: Write, tmp_path: Path) -> None:
+    source = write_model_file(
+        add="def build():\n    return Small()\n\n"
+        "class Small(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.table = nn.Embedding(160, 8)\n    def forward(self, ids):\n        return self.table(ids)\n"
+    )
+    with pytest.raises(PlanError, match=r"none of the 1 layers can be compressed"):
+        compress_export(source, tmp_path / "a.onnx", Settings(provider="cpu"))
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(PlanError, match="not 'magic'"):
+        Settings(method="magic")
+
+
+def test_padding_is_cut_before_timing() -> None:
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+    ids, score = np.arange(8).reshape(2, 4), np.zeros(2)
+    cut = without_padding({"ids": ids, "attention_mask": mask, "score": score})
+    assert cut["ids"].tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert cut["attention_mask"].shape == (2, 3)
+    assert cut["score"].shape == (2,)
+    left = without_padding({"attention_mask": mask[:, ::-1], "ids": ids})
+    assert left["ids"].tolist() == [[1, 2, 3], [5, 6, 7]]
+    assert without_padding({"ids": ids})["ids"] is ids
+
+
+def test_the_example_is_the_largest_batch_without_labels() -> None:
+    batches = [{"x": torch.zeros(rows, 64), "label": torch.zeros(rows)} for rows in (2, 5, 3)]
+    example = example_of(Mlp(), batches)
+    assert list(example) == ["x"]
+    assert example["x"].shape == (5, 64)
+
+
+class Labelled(nn.Module):
+    """A forward whose order differs from the batch's."""
+
+    def forward(self, mask: Tensor, ids: Tensor) -> Tensor:
+        return ids * mask
+
+
+def test_the_example_follows_forwards_order() -> None:
+    batch = {"ids": torch.zeros(2, 2), "mask": torch.zeros(2, 2)}
+    assert list(example_of(Labelled(), [batch])) == ["mask", "ids"]
