@@ -272,7 +272,9 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    # A failure leaves its one line alone on stderr: the bars go when they are done, and files get none.
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _tracker(progress: Progress) -> Any:

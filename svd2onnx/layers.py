@@ -31,7 +31,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
         example: the forward's arguments by name.
 
     Raises:
-        SourceError: a parameter or buffer holds a NaN or an infinity.
+        SourceError: a parameter or buffer holds a NaN or an infinity, or the network does not run.
     """
     _check_finite(model)
     calls = _count_calls(model, example)
@@ -150,6 +150,11 @@ def _count_calls(model: nn.Module, example: Mapping[str, Tensor]) -> Counter[str
     try:
         with torch.inference_mode():
             model(**example)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise SourceError(
+            f"the network's forward fails on the first calibration batch: {type(error).__name__}: {line}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -47,11 +47,11 @@ class ModelFile:
 
     @property
     def metric(self) -> Callable[..., Any] | None:
-        return getattr(self.module, "metric", None)
+        return self._optional("metric")
 
     @property
     def summary(self) -> Callable[..., dict[str, float]] | None:
-        return getattr(self.module, "summary", None)
+        return self._optional("summary")
 
     @property
     def dynamic_shapes(self) -> DynamicShapes | None:
@@ -93,6 +93,18 @@ class ModelFile:
                 yield self._checked(batch, split)
         if count == 0:
             raise SourceError(f"inputs({split!r}) in {self.path} gave no batch; one is needed")
+
+    def _optional(self, name: str) -> Callable[..., Any] | None:
+        """The function ``name`` of the file, whose failures are SourceErrors; None where there is none."""
+        function = getattr(self.module, name, None)
+        if function is None:
+            return None
+
+        def call(*arguments: Any) -> Any:
+            with _blamed_on(self.path, f"{name}()"):
+                return function(*arguments)
+
+        return call
 
     def _checked(self, batch: Any, split: str) -> Batch:
         entries = dict(batch) if isinstance(batch, Mapping) else {}

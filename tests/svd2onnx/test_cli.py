@@ -67,6 +67,9 @@ def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return Run(method, bits, source, output, result)
 
 
+ONE_FILE = pytest.mark.parametrize("compressed", [("quantize", 4)], indirect=True, ids=str)
+
+
 def test_compress_export_writes_the_file_its_report_and_the_reference(compressed: Run) -> None:
     assert files_of(compressed.output.parent) == {
         "network.py",
@@ -130,12 +133,13 @@ def test_bench_times_both_graphs(compressed: Run, tmp_path: Path) -> None:
     assert (record["batch"], record["threads"], record["repeats"]) == (2, 1, 3)
 
 
-def test_inspect_lists_every_layer_with_its_reason(model_file: Path) -> None:
+def test_inspect_lists_every_layer_with_its_reason(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     result = svd2onnx("inspect", model_file)
     assert result.exit_code == 0, result.output
     for name in ("table", "first", "second", "norm"):
         assert name in result.stdout
-    assert "kept in float" in " ".join(result.stdout.split())
+    assert "LayerNorm layers are kept in float" in result.stdout
 
 
 # Failures: one line, exit code 1, nothing left.
@@ -213,10 +217,9 @@ def test_the_reference_cannot_be_the_output_itself(model_file: Path, tmp_path: P
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="there is a GPU")
+@ONE_FILE
 @pytest.mark.parametrize("command", ["compress-export", "certify", "bench", "evaluate"])
 def test_cuda_without_a_gpu(compressed: Run, tmp_path: Path, command: str) -> None:
-    if compressed.bits != 4:
-        pytest.skip("one file is enough")
     arguments = {
         "compress-export": (compressed.source, "-o", tmp_path / "out.onnx"),
         "certify": (compressed.output,),
@@ -236,10 +239,12 @@ def test_a_graph_that_is_none(tmp_path: Path, command: str, content: bytes | Non
     assert_fails(svd2onnx(command, path, "--provider", "cpu"), str(path))
 
 
+@ONE_FILE
 def test_certify_of_a_float_graph_has_nothing_to_certify(compressed: Run) -> None:
     assert_fails(svd2onnx("certify", compressed.reference, "--provider", "cpu"), "no quantized MatMul")
 
 
+@ONE_FILE
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -256,8 +261,6 @@ def test_certify_of_a_float_graph_has_nothing_to_certify(compressed: Run) -> Non
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], compressed: Run) -> None:
-    if compressed.bits != 4:
-        pytest.skip("one file is enough")
     arguments = tuple(str(compressed.output) if a == "graph.onnx" else a for a in arguments)
     result = svd2onnx(*arguments)
     assert result.exit_code == 2, result.output
@@ -287,9 +290,9 @@ def test_a_process_of_its_own_fails_alike(write_model_file: Write, tmp_path: Pat
     if case == "failure at the end":
         source = write_model_file(("(0, 160, (8", "(0, 160 if split != 'evaluation' else 999, (8"))
     before = files_of(tmp_path)
+    command = (sys.executable, "-c", "from svd2onnx.cli import main; main()", "compress-export")
     done = subprocess.run(
-        [sys.executable, "-c", "from svd2onnx.cli import main; main()", "compress-export", str(source)]
-        + ["-o", str(tmp_path / "out.onnx"), "--provider", "cpu"],
+        [*command, str(source), "-o", str(tmp_path / "out.onnx"), "--provider", "cpu"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,

@@ -190,3 +190,10 @@ def test_a_pattern_that_matches_no_compressible_layer_is_refused(pattern: str, o
     assert repr(pattern) in message
     assert "layer.0.query" in message
     assert "\n" not in message
+
+
+def test_a_network_that_does_not_run_is_told_in_one_line() -> None:
+    network = Applied(lambda self, x: self.linear(x[:, :63]), linear=nn.Linear(64, 64))
+    with pytest.raises(SourceError, match=r"^the network's forward fails .*: RuntimeError: [^\n]+$"):
+        sites_of(network)
+    assert not network.linear._forward_hooks

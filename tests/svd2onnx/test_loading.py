@@ -180,3 +180,11 @@ def test_arrays_are_the_tensors_values() -> None:
     arrays = as_arrays({"a": torch.arange(3), "b": torch.ones(2, requires_grad=True)})
     assert arrays["a"].tolist() == [0, 1, 2]
     assert arrays["b"].dtype == "float32"
+
+
+@pytest.mark.parametrize("name", ["metric", "summary"])
+def test_a_metric_that_fails_is_blamed_on_the_file(write_model_file: Write, name: str) -> None:
+    loaded = load_model_file(write_model_file(add=f"def {name}(*arguments):\n    return arguments[5]"))
+    with pytest.raises(SourceError) as caught:
+        getattr(loaded, name)({}, {})
+    assert f"failed in {name}(): IndexError" in message_of(caught)

@@ -163,7 +163,8 @@ def test_nothing_to_compress_is_told(write_model_file: Write, tmp_path: Path) ->
     source = write_model_file(
         add="def build():\n    return Small()\n\n"
         "class Small(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.table = nn.Embedding(160, 8)\n    def forward(self, ids):\n        return self.table(ids)\n"
+        "        self.table = nn.Embedding(160, 8)\n"
+        "    def forward(self, ids):\n        return self.table(ids)\n"
     )
     with pytest.raises(PlanError, match=r"none of the 1 layers can be compressed"):
         compress_export(source, tmp_path / "a.onnx", Settings(provider="cpu"))
