@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from svd2onnx import pipeline
 from svd2onnx.errors import PlanError, SourceError, VerificationError
 from svd2onnx.inspection import inspect_layers
-from svd2onnx.pipeline import Settings, compress_export, example_of, without_padding
+from svd2onnx.pipeline import Settings, compress_export, example_of, prepare, without_padding
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp
 
@@ -85,20 +85,13 @@ def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_bench")
-@pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "plain path"])
-def test_transformers_of_torch_are_compressed(
-    write_model_file: Write, tmp_path: Path, fast_path: bool
-) -> None:
-    """Its fast path reads weights around their modules; what it reads stays float, the rest does not."""
+def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path: Path) -> None:
+    """Their fast path reads weights around the modules; what it alone reads stays float, no more."""
     source = write_model_file(add=TRANSFORMER)
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(fast_path)
-    try:
-        report = compress_export(source, tmp_path / "out.onnx", Settings(bits=8, provider="cpu"))
-        rows = {row.name: row for row in inspect_layers(source, Settings(), None)}
-        assert torch.backends.mha.get_fastpath_enabled() is fast_path
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    assert torch.backends.mha.get_fastpath_enabled()
+    report = compress_export(source, tmp_path / "out.onnx", Settings(bits=8, provider="cpu"))
+    assert torch.backends.mha.get_fastpath_enabled()
+    rows = {row.name: row for row in inspect_layers(source, Settings(), None)}
     forms = {layer.name: layer for layer in report.layers}
     for layer in (0, 1):
         for name in ("linear1", "linear2"):
@@ -129,7 +122,7 @@ def failing(*_: object, **__: object) -> None:
 
 
 @pytest.mark.usefixtures("no_bench")
-@pytest.mark.parametrize("step", ["check_strict", "certify", "evaluate"])
+@pytest.mark.parametrize("step", ["check_strict", "certify"])
 def test_a_failure_at_the_end_leaves_no_file_and_keeps_the_old_one(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -145,18 +138,18 @@ def test_a_failure_at_the_end_leaves_no_file_and_keeps_the_old_one(
     assert output.read_text() == "old"
 
 
-@pytest.mark.usefixtures("no_bench")
-def test_calibration_stops_at_the_samples_asked_for(write_model_file: Write, tmp_path: Path) -> None:
+def test_calibration_stops_at_the_samples_asked_for(write_model_file: Write) -> None:
     body = (
         "def inputs(split):\n"
         "    yield {'ids': torch.zeros(8, 6, dtype=torch.int64)}\n"
         "    yield {'ids': torch.zeros(8, 9, dtype=torch.int64)}\n"
-        "    assert split != 'calibration', 'one batch too many'\n"
+        "    raise AssertionError('one batch too many')\n"
     )
     source = write_model_file(add=body)
-    compress_export(source, tmp_path / "a.onnx", Settings(calibration_samples=9, provider="cpu"))
+    assert len(prepare(source, Settings(calibration_samples=8), None).batches) == 1
+    assert len(prepare(source, Settings(calibration_samples=9), None).batches) == 2
     with pytest.raises(SourceError, match="one batch too many"):
-        compress_export(source, tmp_path / "a.onnx", Settings(calibration_samples=17, provider="cpu"))
+        prepare(source, Settings(calibration_samples=17), None)
 
 
 def test_nothing_to_compress_is_told(write_model_file: Write, tmp_path: Path) -> None:
