@@ -1,0 +1,121 @@
+"""Who competes, with which settings: the table behind the frontier.
+
+Every peer is shown over its own range of settings, so that its best at a size is on the plot.
+onnxsim has its GPTQ and LQER at 4 bits and block 32 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import nncf_weights, onnxsim_ptq, ort_nbits, ours, plain_svd
+from benchmarks.task import Task
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One point of the plot: ``compress(task, output, **setting)`` under the name of its method."""
+
+    name: str
+    compress: Callable[..., None]
+    setting: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The setting in words, unique under a name: "bits=4 block=32"."""
+        words = {key: value for key, value in self.setting.items() if key not in ("algorithm", "method")}
+        return " ".join(f"{key}={value}" for key, value in words.items()) or "default"
+
+    def run(self, task: Task, output: Path) -> None:
+        self.compress(task, output, **self.setting)
+
+
+def contenders() -> list[Contender]:
+    """All of them, svd2onnx first, the slow ones last."""
+    return [*_ours(), *_plain_svd(), *_onnxruntime(), *_nncf(), *_onnxsim()]
+
+
+def _ours() -> list[Contender]:
+    points = [
+        *(_of("svd2onnx quantize", ours, bits=8, block_size=block) for block in (128, 32)),
+        *(_of("svd2onnx quantize", ours, bits=4, block_size=block) for block in (128, 64, 32)),
+        *(_of("svd2onnx quantize", ours, bits=2, block_size=block) for block in (64, 32)),
+    ]
+    article = [
+        _of("svd2onnx svd (the article)", ours, method="svd", bits=bits, epsilon=epsilon)
+        for bits in (8, 4)
+        for epsilon in (0.05, 0.2, 0.4)
+    ]
+    return points + article
+
+
+def _plain_svd() -> list[Contender]:
+    return [_of("plain SVD, float16", plain_svd, share=share) for share in (1.0, 0.75, 0.5, 0.25, 0.125)]
+
+
+def _onnxruntime() -> list[Contender]:
+    rtn, hqq, k_quant = "onnxruntime RTN", "onnxruntime HQQ", "onnxruntime k-quant"
+    return [
+        *(
+            _of(rtn, ort_nbits, algorithm="default", bits=bits, block=block, symmetric=symmetric)
+            for bits, blocks in ((8, (32, 128)), (4, (16, 32, 64, 128)), (2, (16, 32, 64)))
+            for block in blocks
+            for symmetric in (False, True)
+        ),
+        *(
+            _of(rtn, ort_nbits, algorithm="default", bits=bits, block=32, symmetric=True, qdq=True)
+            for bits in (8, 4)
+        ),
+        *(
+            _of(hqq, ort_nbits, algorithm="hqq", bits=bits, block=block)
+            for bits, blocks in ((8, (128,)), (4, (32, 64, 128)), (2, (16, 32, 64)))
+            for block in blocks
+        ),
+        *(
+            _of(k_quant, ort_nbits, algorithm="k_quant", bits=bits, block=block)
+            for bits, blocks in ((8, (32, 128)), (4, (16, 32, 64, 128)), (2, (32,)))
+            for block in blocks
+        ),
+        *(
+            _of("onnxruntime GPTQ", ort_nbits, algorithm="gptq", bits=4, block=block, symmetric=symmetric)
+            for block in (32, 128)
+            for symmetric in (False, True)
+        ),
+    ]
+
+
+def _nncf() -> list[Contender]:
+    return [
+        *(_of("NNCF", nncf_weights, mode=mode) for mode in ("INT8_SYM", "INT8_ASYM")),
+        *(
+            _of("NNCF", nncf_weights, mode=mode, block=block)
+            for mode in ("INT4_SYM", "INT4_ASYM")
+            for block in (32, 64, 128)
+        ),
+        *(
+            _of("NNCF scale estimation", nncf_weights, mode=mode, block=block, scale_estimation=True)
+            for mode in ("INT4_SYM", "INT4_ASYM")
+            for block in (32, 64, 128)
+        ),
+        _of("NNCF AWQ", nncf_weights, mode="INT4_ASYM", block=64, awq=True),
+        _of("NNCF GPTQ", nncf_weights, mode="INT4_ASYM", block=64, gptq=True),
+    ]
+
+
+def _onnxsim() -> list[Contender]:
+    return [
+        _of("onnxsim RTN", onnxsim_ptq, algorithm="rtn"),
+        *(
+            _of("onnxsim SVDQuant", onnxsim_ptq, algorithm="svdquant", rank=rank, block=block, smooth=smooth)
+            for rank, block, smooth in ((16, 32, None), (16, 128, None), (16, 32, 0.5), (32, 128, 0.5))
+        ),
+        *(_of("onnxsim LQER", onnxsim_ptq, algorithm="lqer", rank=rank) for rank in (8, 32)),
+        _of("onnxsim GPTQ", onnxsim_ptq, algorithm="gptq"),
+    ]
+
+
+def _of(name: str, peer: Any, **setting: Any) -> Contender:
+    return Contender(name, peer.compress, setting)

@@ -1,0 +1,41 @@
+"""What is done alike to every contender's graph: find the Linear weights, drop what computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+
+def linear_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Each MatMul whose second input is a float32 matrix in the file, and that matrix [in, out]."""
+    for node in tuple(graph):
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        tensor = weight.const_value if weight is not None and weight.is_initializer() else None
+        if (
+            weight is not None
+            and tensor is not None
+            and tensor.dtype == ir.DataType.FLOAT
+            and len(tensor.shape) == 2
+        ):
+            yield node, weight
+
+
+def tidy(path: Path) -> None:
+    """Rewrite the graph at ``path`` without what would blur a comparison of file sizes.
+
+    That is the nodes and weights that lead to no output (onnxsim leaves the float weights behind), and
+    the exporter's notes on each node, which some contenders keep and some drop.
+    """
+    model = ir.load(path)
+    RemoveUnusedNodesPass()(model)
+    ClearMetadataAndDocStringPass()(model)
+    ir.save(model, path)
+
+
+def float_shapes(path: Path) -> set[tuple[int, ...]]:
+    """The shapes of the float32 weights in the graph at ``path``."""
+    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+    return {tuple(t.shape.numpy()) for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT}

@@ -1,0 +1,16 @@
+"""svd2onnx itself, as its command line runs it, with the embeddings left in float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.task import Task
+
+
+def compress(task: Task, output: Path, **setting: Any) -> None:
+    """Any fields of ``svd2onnx.pipeline.Settings``."""
+    from svd2onnx.pipeline import Settings, compress_export
+
+    settings = Settings(exclude=task.kept, calibration_samples=task.calibration_samples, **setting)
+    compress_export(task.source, output, settings, data=task.data)

@@ -1,0 +1,76 @@
+"""What every contender is given: one float32 graph, one set of calibration inputs, one set to judge on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.graphs import linear_nodes, tidy
+from svd2onnx.export import export_float, infer_dynamic_shapes
+from svd2onnx.loading import ModelFile, arguments_of, as_arrays
+from svd2onnx.pipeline import Settings, example_of, prepare
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """``graph`` is the float32 ONNX file of the network in ``source``.
+
+    ``calibration`` holds the graph's inputs, the very batches that svd2onnx calibrates on. ``kept`` names
+    the layers that every contender leaves in float: the embeddings, whose tables have
+    ``table_shapes``, and what shares a weight with them. ``linear_weights`` counts the weights that are
+    compressed, those that a MatMul holds; ``other_bytes`` are the rest of the file.
+    """
+
+    source: Path
+    data: Path | None
+    model_file: ModelFile
+    graph: Path
+    calibration: Sequence[Feed]
+    calibration_samples: int
+    kept: tuple[str, ...]
+    table_shapes: set[tuple[int, ...]]
+    linear_weights: int
+    other_bytes: int
+
+    def bits_per_weight(self, file_bytes: int) -> float:
+        """All bytes of a file that the float graph has not elsewhere, as bits for each Linear weight."""
+        return 8 * (file_bytes - self.other_bytes) / self.linear_weights
+
+
+def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Task:
+    """Load the model file ``source`` and write its float32 graph to ``graph``.
+
+    Raises:
+        Svd2OnnxError: the model file cannot be loaded or exported.
+    """
+    prepared = prepare(source, Settings(calibration_samples=samples), data)
+    model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
+    shapes = prepared.model_file.dynamic_shapes or infer_dynamic_shapes(batches)
+    export_float(model, example_of(model, prepared.batches), shapes, graph)
+    tidy(graph)
+    matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
+    linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    usable = [site for site in prepared.sites if site.skip_reason is None]
+    kept = [site for site in usable if model.get_submodule(site.name).weight in tables]
+    return Task(
+        source=source,
+        data=data,
+        model_file=prepared.model_file,
+        graph=graph,
+        calibration=[as_arrays(batch) for batch in batches],
+        calibration_samples=samples,
+        kept=tuple(site.name for site in kept),
+        table_shapes={site.shape for site in kept},
+        linear_weights=linear_weights,
+        other_bytes=graph.stat().st_size - 4 * linear_weights,
+    )
