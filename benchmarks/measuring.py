@@ -16,7 +16,7 @@ from benchmarks.contenders import Contender
 from benchmarks.graphs import float_shapes, tidy
 from benchmarks.task import Task
 from svd2onnx.loading import as_arrays
-from svd2onnx_runtime import evaluate, open_session, run, sample_errors
+from svd2onnx_runtime import evaluate, open_session, run, sample_errors, token_mask
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,12 @@ def _judge(task: Task, contender: Contender, path: Path, seconds: float) -> Row:
 def _strict_error(task: Task, path: Path) -> float:
     """The mean error with onnxruntime's optimizations off: the weights alone, in float32."""
     session, original = open_session(path, "cpu", strict=True), open_session(task.graph, "cpu")
-    errors = []
+    errors, objective = [], task.model_file.objective
     for batch in task.model_file.inputs("evaluation"):
         feed = as_arrays(batch)
         output, expected = (next(iter(run(graph, feed).values())) for graph in (session, original))
-        mask = feed.get("attention_mask") if task.model_file.objective == "kl" else None
-        if mask is not None and mask.shape != expected.shape[:-1]:
-            mask = None
-        errors.append(sample_errors(task.model_file.objective, expected, output, mask))
+        mask = token_mask(objective, expected, feed)
+        errors.append(sample_errors(objective, expected, output, mask))
     return float(np.concatenate(errors).mean())
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.graphs import linear_nodes, tidy
-from svd2onnx.export import export_float, infer_dynamic_shapes
+from svd2onnx.export import export_float
 from svd2onnx.loading import ModelFile, arguments_of, as_arrays
 from svd2onnx.pipeline import Settings, example_of, prepare
 
@@ -54,8 +54,7 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     """
     prepared = prepare(source, Settings(calibration_samples=samples), data)
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
-    shapes = prepared.model_file.dynamic_shapes or infer_dynamic_shapes(batches)
-    export_float(model, example_of(model, prepared.batches), shapes, graph)
+    export_float(model, example_of(model, prepared.batches), prepared.dynamic_shapes, graph)
     tidy(graph)
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
     linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)

@@ -77,7 +77,7 @@ def calibrate(
     every layer whose inputs are laid out the same way.
 
     Raises:
-        SourceError: a layer's input, or the network's output, is not finite.
+        SourceError: a layer's inputs are missing or not finite.
     """
     linear = [site for site in sites if site.kind == "linear" and site.skip_reason is None]
     gatherers = {site.name: _Gatherer(site.shape[1]) for site in linear}

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -157,12 +156,15 @@ def _quiet_exporter() -> Iterator[None]:
 
     Nor are the intermediate graphs that it prints when it fails.
     """
-    names = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+    names = (
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",  # has a level of its own
+        "torch.export",
+        "torch.fx.experimental.symbolic_shapes",
+        "onnxscript",
+    )
     loggers = [logging.getLogger(name) for name in names]
-    before: list[Any] = [logger.level for logger in loggers]
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    loggers.append(registration)
-    before.append(registration.level)
+    before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
     sites = []
     for (_, kind), names in groups.items():
         module = modules[names[0]]
-        total = sum(calls[name] for name in names if name in calls)
+        total = sum(calls[name] for name in names)
         weight = getattr(module, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         sites.append(
@@ -104,7 +105,7 @@ def _select_one(site: LayerSite, include: Sequence[str], exclude: Sequence[str])
         reason = "not matched by --include"
     elif _matches(site, exclude):
         reason = "matched by --exclude"
-    return LayerSite(site.name, site.kind, site.shape, site.aliases, site.calls, reason)
+    return replace(site, skip_reason=reason)
 
 
 def _matches(site: LayerSite, patterns: Sequence[str]) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from svd2onnx import layers as layer_sites
 from svd2onnx.calibrate import LayerStatistics, calibrate
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export, export_float, infer_dynamic_shapes
-from svd2onnx.loading import Batch, ModelFile, arguments_of, as_arrays, load_model_file
+from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, as_arrays, load_model_file
 from svd2onnx.outputs import staged
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.progress import Track, silent
@@ -26,13 +27,12 @@ from svd2onnx.report import (
     LatencyReport,
     LayerReport,
     file_digest,
-    float_layers,
     tool_versions,
 )
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.verify import check_strict
-from svd2onnx_runtime import bench, certify, evaluate
+from svd2onnx_runtime import certify, evaluate, time_runs
 from svd2onnx_runtime.session import resolve_provider
 
 METHODS = ("quantize", "svd")
@@ -73,6 +73,13 @@ class Prepared:
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
 
+    @property
+    def dynamic_shapes(self) -> DynamicShapes:
+        """Those that the model file names, or those in which its batches differ."""
+        return self.model_file.dynamic_shapes or infer_dynamic_shapes(
+            [arguments_of(self.model, batch) for batch in self.batches]
+        )
+
 
 def compress_export(
     source: Path,
@@ -106,15 +113,14 @@ def compress_export(
         layers = realize(model, sites, plan, statistics, track)
         compressed = rewrite(model, sites, layers)
 
-        example = example_of(model, prepared.batches)
-        shapes = prepared.model_file.dynamic_shapes or infer_dynamic_shapes(
-            [arguments_of(model, batch) for batch in prepared.batches]
+        example, shapes = example_of(model, prepared.batches), prepared.dynamic_shapes
+        metadata = {"svd2onnx.method": plan.method}
+        exports: tuple[Callable[[], object], ...] = (
+            partial(export_float, model, example, shapes, float_draft),
+            partial(export, compressed, layers, example, shapes, draft, metadata),
         )
-        for step in track(("float32", "compressed"), "Exporting", 2):
-            if step == "float32":
-                export_float(model, example, shapes, float_draft)
-            else:
-                export(compressed, layers, example, shapes, draft, {"svd2onnx.method": plan.method})
+        for write in track(exports, "Exporting", len(exports)):
+            write()
 
         evaluation = list(prepared.model_file.inputs("evaluation"))
         objective = prepared.model_file.objective
@@ -217,24 +223,18 @@ def layer_reports(
     plan: CompressionPlan,
     layers: Mapping[str, CompressedLayer],
 ) -> Iterator[LayerReport]:
-    """One entry for each site: the compressed ones first."""
-    for site in sites:
-        if site.name in layers:
-            layer = layers[site.name]
-            stored = layer.stored_bytes * site.copies
-            form, note = str(layer.form), plan.notes.get(site.name)
-            yield LayerReport(site.name, site.kind, site.shape, form, site.float_bytes, stored, note)
-        elif site.skip_reason is None:
-            yield LayerReport(
-                site.name,
-                site.kind,
-                site.shape,
-                "float",
-                site.float_bytes,
-                site.float_bytes,
-                plan.notes.get(site.name),
-            )
-    yield from float_layers(sites)
+    """One entry for each site: those that cannot be compressed last."""
+    for site in sorted(sites, key=lambda site: site.skip_reason is not None):
+        layer = layers.get(site.name)
+        yield LayerReport(
+            name=site.name,
+            kind=site.kind,
+            shape=site.shape,
+            form=str(layer.form) if layer else "float",
+            float_bytes=site.float_bytes,
+            stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
+            note=site.skip_reason or plan.notes.get(site.name),
+        )
 
 
 def measure_latency(
@@ -247,9 +247,9 @@ def measure_latency(
 ) -> LatencyReport:
     """Time the file against the float32 graph on the first ``batch`` rows of ``inputs``."""
     rows = without_padding({name: array[:batch] for name, array in inputs.items()})
-    result = bench({"float32": reference, "compressed": path}, rows, provider, threads)
-    float_graph, graph = result.graphs
-    return LatencyReport(batch, graph.median_ms, float_graph.median_ms, graph.latency_ratio)
+    timed = time_runs([reference, path], rows, provider, threads)
+    reference_ms, median_ms = (float(seconds * 1e3) for seconds in np.median(timed.seconds, axis=0))
+    return LatencyReport(batch, median_ms, reference_ms, float(timed.ratios[1]))
 
 
 def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -68,14 +68,14 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
         ExportError: a tensor is not in the graph, or is used by a node that is neither MatMul nor Gather.
     """
     wanted = _index(layers)
-    found: set[tuple[str, str]] = set()
+    missing = {(entry.layer, entry.factor) for entries in wanted.values() for entry in entries}
     matmuls: list[FusedMatMul] = []
     for initializer in list(graph.initializers.values()):
         array = _float_matrix(initializer)
         planned = wanted.get(_digest(array)) if array is not None else None
         if planned is None:
             continue
-        found |= {(entry.layer, entry.factor) for entry in planned}
+        missing -= {(entry.layer, entry.factor) for entry in planned}
         for node, position in tuple(initializer.uses()):
             # Layers of equal content take turns, so that each is named once.
             entry = planned.pop(0) if len(planned) > 1 else planned[0]
@@ -90,7 +90,6 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
                     f"leave the layer in float with --exclude {entry.layer!r}"
                 )
         graph.initializers.pop(str(initializer.name))
-    missing = {(e.layer, e.factor) for entries in _index(layers).values() for e in entries} - found
     if missing:
         names = ", ".join(sorted({name for name, _ in missing}))
         raise ExportError(
@@ -108,8 +107,7 @@ def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:
             if tensor is None:
                 continue
             weight = tensor.dequantize().numpy()
-            as_table, as_matmul = _digest(weight), _digest(np.ascontiguousarray(weight.T))
-            key = as_table if layer.is_table else as_matmul
+            key = _digest(weight if layer.is_table else weight.T)
             wanted.setdefault(key, []).append(_Planned(name, "table" if layer.is_table else factor, tensor))
     return wanted
 
@@ -156,8 +154,9 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
         raise ExportError(f"the rank of the embedding {name!r} is unknown in the exported graph")
     # Tables are shared: further Gather nodes of the same layer use the same initializers.
     codes_name = f"{name}.codes"
-    packed, ir_type = _pack(tensor.codes.numpy(), spec.bits)
-    codes = graph.initializers.get(codes_name) or _initializer(graph, codes_name, packed, ir_type)
+    codes = graph.initializers.get(codes_name) or _initializer(
+        graph, codes_name, *_pack(tensor.codes.numpy(), spec.bits)
+    )
     scale_name = f"{name}.scale"
     scale = graph.initializers.get(scale_name) or _initializer(
         graph, scale_name, tensor.scale.numpy(), _float_type(tensor.scale.numpy())

@@ -90,6 +90,6 @@ def _scale_dtype(scales: Tensor) -> torch.dtype:
     if used.numel() == 0:
         return torch.float16
     smallest, largest = _FLOAT16_NORMAL
-    # Half of the smallest scale must still be a normal number: the search shrinks it.
+    # A quarter of the median scale must still be a normal number: the search shrinks scales.
     fits = used.max() < largest and used.median() * 0.25 > smallest
     return torch.float16 if fits else torch.float32

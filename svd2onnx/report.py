@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.schema import LayerSite
 from svd2onnx_runtime import Certificate, EvaluationResult
 
 
@@ -67,15 +65,6 @@ class CompressionReport:
     def to_json(self) -> str:
         record = asdict(self) | {"kept": self.kept, "removed": 1 - self.kept}
         return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2) + "\n"
-
-
-def float_layers(sites: Sequence[LayerSite]) -> list[LayerReport]:
-    """The layers that stay float because of what they are, with the reason."""
-    return [
-        LayerReport(s.name, s.kind, s.shape, "float", s.float_bytes, s.float_bytes, s.skip_reason)
-        for s in sites
-        if s.skip_reason is not None
-    ]
 
 
 def tool_versions() -> dict[str, str]:

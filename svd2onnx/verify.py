@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from svd2onnx.errors import VerificationError
 from svd2onnx.loading import Batch, arguments_of, as_arrays
-from svd2onnx_runtime import fidelity, open_session, run, sample_errors
+from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
 
 TOLERANCE = 1e-5
 """Largest relative error ||onnx - torch|| / ||torch|| of an output over a batch."""
@@ -44,7 +44,8 @@ def check_strict(
     worst, count, errors = 0.0, 0, []
     for batch in batches:
         arguments = arguments_of(compressed, batch)
-        outputs = list(run(session, as_arrays(batch)).values())
+        feed = as_arrays(batch)
+        outputs = list(run(session, feed).values())
         expected = _outputs(compressed, arguments)
         if len(outputs) != len(expected):
             raise VerificationError(
@@ -58,14 +59,9 @@ def check_strict(
                 f"output, and at most {TOLERANCE:.0e} is rounding: the file was not written; "
                 "please report the network"
             )
-        mask = batch.get("attention_mask")
         reference = _outputs(original, arguments)[0]
-        token_mask = (
-            mask.numpy()
-            if objective == "kl" and mask is not None and mask.shape == reference.shape[:-1]
-            else None
-        )
-        errors.append(sample_errors(objective, reference, outputs[0], token_mask))
+        mask = token_mask(objective, reference, feed)
+        errors.append(sample_errors(objective, reference, outputs[0], mask))
         count += 1
     return StrictCheck(worst, fidelity(objective, float(np.concatenate(errors).mean())), count)
 

@@ -4,12 +4,12 @@
 ``bench`` times graphs side by side, ``evaluate`` compares one with its float32 original.
 """
 
-from svd2onnx_runtime.bench import BenchResult, GraphTiming, bench, graph_bytes
+from svd2onnx_runtime.bench import BenchResult, GraphTiming, TimedRuns, bench, graph_bytes, time_runs
 from svd2onnx_runtime.certify import Certificate, certify
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
 from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
 from svd2onnx_runtime.memory import Footprint, measure_footprint
-from svd2onnx_runtime.objectives import fidelity, sample_errors
+from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
 from svd2onnx_runtime.session import (
     gpu_count,
     open_session,
@@ -28,6 +28,7 @@ __all__ = [
     "InputsError",
     "ProviderError",
     "Svd2OnnxError",
+    "TimedRuns",
     "bench",
     "certify",
     "evaluate",
@@ -40,4 +41,6 @@ __all__ = [
     "run",
     "sample_errors",
     "synthetic_inputs",
+    "time_runs",
+    "token_mask",
 ]

@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,27 @@ class BenchResult:
         return json.dumps(asdict(self), indent=2)
 
 
+@dataclass(frozen=True)
+class TimedRuns:
+    """The runs of some graphs in turn: ``seconds`` [repeats, graphs], the reference first.
+
+    ``feeds`` are the inputs that each graph took; ``provider``, ``tf32`` and ``batch`` are those of
+    ``BenchResult``.
+    """
+
+    provider: str
+    tf32: bool | None
+    batch: int
+    feeds: tuple[dict[str, Array], ...]
+    seconds: Array
+
+    @property
+    def ratios(self) -> Array:
+        """The median over rounds of each graph's time over the reference's in that round, [graphs]."""
+        ratios: Array = np.median(self.seconds / self.seconds[:, :1], axis=0)
+        return ratios
+
+
 def bench(
     paths: Mapping[str, str | os.PathLike[str]],
     inputs: Mapping[str, Array],
@@ -89,27 +110,11 @@ def bench(
 
     Raises ProviderError, GraphError and InputsError.
     """
-    if not paths or repeats < 1 or warmup < 0:
-        raise InputsError(
-            "expected at least one graph, repeats >= 1 and warmup >= 0, found "
-            f"{len(paths)} graphs, repeats = {repeats} and warmup = {warmup}"
-        )
-    sessions = [open_session(path, provider, threads=threads) for path in paths.values()]
-    actual = provider_of(sessions[0])
-    feeds = [graph_inputs(session, inputs) for session in sessions]
-    batch = _batch(feeds[0])
-    calls = [
-        _bound_call(session, own, "cuda") if actual == "cuda" else _call(session, own)
-        for session, own in zip(sessions, feeds, strict=True)
-    ]
-    seconds = _interleaved(calls, repeats, warmup)
-    tf32 = _tf32(sessions[0]) if actual == "cuda" else None
-    del calls, sessions  # free their memory before the processes that measure memory start
-    ratios = np.median(seconds / seconds[:, :1], axis=0)
+    timed = time_runs(list(paths.values()), inputs, provider, threads, repeats, warmup)
     graphs = []
     for i, (name, path) in enumerate(paths.items()):
-        median, p10, p90, p99 = np.percentile(seconds[:, i], [50, 10, 90, 99])
-        footprint = measure_footprint(path, feeds[i], provider, threads)
+        median, p10, p90, p99 = np.percentile(timed.seconds[:, i], [50, 10, 90, 99])
+        footprint = measure_footprint(path, timed.feeds[i], provider, threads)
         graphs.append(
             GraphTiming(
                 name=name,
@@ -118,22 +123,56 @@ def bench(
                 p10_ms=float(p10 * 1e3),
                 p90_ms=float(p90 * 1e3),
                 p99_ms=float(p99 * 1e3),
-                samples_per_s=float(batch / median),
-                latency_ratio=float(ratios[i]),
+                samples_per_s=float(timed.batch / median),
+                latency_ratio=float(timed.ratios[i]),
                 load_s=footprint.load_s,
                 resident_mb=footprint.resident_mb,
                 file_bytes=graph_bytes(path),
             )
         )
     return BenchResult(
-        provider=actual,
+        provider=timed.provider,
         onnxruntime=ort_version(),
         threads=threads,
-        tf32=tf32,
-        batch=batch,
+        tf32=timed.tf32,
+        batch=timed.batch,
         repeats=repeats,
         warmup=warmup,
         graphs=tuple(graphs),
+    )
+
+
+def time_runs(
+    paths: Sequence[str | os.PathLike[str]],
+    inputs: Mapping[str, Array],
+    provider: str = "auto",
+    threads: int | None = None,
+    repeats: int = 50,
+    warmup: int = 5,
+) -> TimedRuns:
+    """Time the graphs at ``paths`` (the first is the reference) in turn on the same ``inputs``.
+
+    Their sessions are closed on return, so that they do not weigh on what is measured next. Raises
+    ProviderError, GraphError and InputsError.
+    """
+    if not paths or repeats < 1 or warmup < 0:
+        raise InputsError(
+            "expected at least one graph, repeats >= 1 and warmup >= 0, found "
+            f"{len(paths)} graphs, repeats = {repeats} and warmup = {warmup}"
+        )
+    sessions = [open_session(path, provider, threads=threads) for path in paths]
+    actual = provider_of(sessions[0])
+    feeds = [graph_inputs(session, inputs) for session in sessions]
+    calls = [
+        _bound_call(session, own, "cuda") if actual == "cuda" else _call(session, own)
+        for session, own in zip(sessions, feeds, strict=True)
+    ]
+    return TimedRuns(
+        provider=actual,
+        tf32=_tf32(sessions[0]) if actual == "cuda" else None,
+        batch=_batch(feeds[0]),
+        feeds=tuple(feeds),
+        seconds=_interleaved(calls, repeats, warmup),
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from svd2onnx_runtime.errors import InputsError
-from svd2onnx_runtime.objectives import fidelity, sample_errors
+from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
 from svd2onnx_runtime.session import Array, Session, open_session, provider_of, run
 
 MetricValue: TypeAlias = float | dict[str, Any]
@@ -73,7 +73,7 @@ def evaluate(
     for batch in batches:
         outputs, expected = run(session, batch), run(original, batch)
         first, first_expected = next(iter(outputs.values())), next(iter(expected.values()))
-        mask = _token_mask(objective, first_expected, batch)
+        mask = token_mask(objective, first_expected, batch)
         errors.append(sample_errors(objective, first_expected, first, mask))
         if metric is not None:
             rows = _rows(session, batch)
@@ -121,11 +121,6 @@ class _Scores:
         if self._summary is not None and columns:
             return means | self._summary(columns)
         return means | {name: float(column.mean()) for name, column in columns.items()}
-
-
-def _token_mask(objective: str, logits: Array, batch: Mapping[str, Array]) -> Array | None:
-    mask = batch.get("attention_mask") if objective == "kl" else None
-    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
 
 
 def _rows(session: Session, batch: Mapping[str, Array]) -> int:

@@ -11,7 +11,7 @@ A fidelity of 1 is a perfect copy. All sums are in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,6 +63,12 @@ def sample_errors(objective: str, reference: Array, output: Array, mask: Array |
             "an output holds NaN or infinity, check the graph in float32"
         )
     return errors
+
+
+def token_mask(objective: str, logits: Array, batch: Mapping[str, Array]) -> Array | None:
+    """The batch's "attention_mask" for "kl", if it has the shape of ``logits`` without their last axis."""
+    mask = batch.get("attention_mask") if objective == "kl" else None
+    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
 
 
 def fidelity(objective: str, mean_error: float) -> float:

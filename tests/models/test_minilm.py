@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.loading import load_model_file
+
 PATH = Path(__file__).parents[2] / "models" / "minilm.py"
 SPLITS = ("calibration", "recovery", "evaluation")
 
 
 @pytest.fixture(scope="module")
 def minilm() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("minilm", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_model_file(PATH).module
 
 
 @pytest.fixture(scope="module")

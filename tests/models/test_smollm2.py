@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.loading import load_model_file
+
 PATH = Path(__file__).parents[2] / "models" / "smollm2.py"
 
 needs_weights = pytest.mark.skipif(
@@ -18,10 +20,7 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def smollm2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_model_file(PATH).module
 
 
 @pytest.fixture(scope="module")
