@@ -1,12 +1,13 @@
 """Replace dequantized initializers by their integer codes and the nodes that dequantize them.
 
-    MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Cast(scale)))      codes [K, N], blocks along K
-    Gather(table, ids)   =>  Mul(Cast(Gather(codes, ids)), Cast(Gather(scale, ids)))
+    MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Mul(Cast(scale), unit)))      codes [K, N], blocks along K
+    Gather(table, ids)   =>  Mul(Cast(Gather(codes, ids)), Mul(Cast(Gather(scale, ids)), unit))
     Relu(MatMul)         =>  Max(MatMul, 0)                        and Clip likewise: only so does it fuse
 
 Weights are found by content, because the exporter renames, merges and transposes. Every MatMul gets
 initializers of its own: onnxruntime fuses the pair only when nothing else uses them. Scales are
-stored as float16 and widened by a Cast, which onnxruntime folds when it loads the file. Standard ONNX has
+stored as int8 (see ``scales``) and made floats by Cast and Mul, which onnxruntime folds when it loads the
+file. Standard ONNX has
 no Gather of int4 or int2, so a table's codes are packed in bytes and unpacked by exact float
 arithmetic on the gathered rows alone.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from svd2onnx.errors import ExportError
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
@@ -29,6 +31,12 @@ _INTEGERS = {
     8: (np.int8, ir.DataType.INT8),
     4: (ml_dtypes.int4, ir.DataType.INT4),
     2: (ml_dtypes.int2, ir.DataType.INT2),
+}
+
+_SCALES = {
+    torch.int8: ir.DataType.INT8,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.float32: ir.DataType.FLOAT,
 }
 
 
@@ -136,7 +144,9 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
         name = f"{name}.{serial}"
     dtype, ir_type = _INTEGERS[spec.bits]
     codes = _initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
-    scale = _scale(graph, node, f"{name}.scale", tensor.scale.numpy().T)
+    stored = _initializer(graph, f"{name}.scale", tensor.scale.numpy().T, _scale_type(tensor))
+    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.numpy().T)
+    scale = _steps(graph, node, stored, unit, f"{name}.scale")
     attributes = {"axis": 0, "block_size": spec.block_size}
     weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{name}.weight", attributes)
     node.replace_input_with(1, weight)
@@ -159,7 +169,7 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     )
     scale_name = f"{name}.scale"
     scale = graph.initializers.get(scale_name) or _initializer(
-        graph, scale_name, tensor.scale.numpy(), _float_type(tensor.scale.numpy())
+        graph, scale_name, tensor.scale.numpy(), _scale_type(tensor)
     )
     prefix = f"{node.name}.{name}"
     rows = _insert(graph, node, "Gather", [codes, ids], f"{prefix}.rows", {"axis": 0})
@@ -167,7 +177,10 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     if spec.bits < 8:
         values = _unpack(graph, node, values, spec.bits, prefix)
     row_scale = _insert(graph, node, "Gather", [scale, ids], f"{prefix}.row_scale", {"axis": 0})
-    row_scale = _cast_float(graph, node, row_scale, f"{prefix}.row_scale_float")
+    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.numpy())
+    if unit is not None and tensor.unit is not None and len(tensor.unit) > 1:
+        unit = _insert(graph, node, "Gather", [unit, ids], f"{prefix}.row_unit", {"axis": 0})
+    row_scale = _steps(graph, node, row_scale, unit, f"{prefix}.row_scale")
     leading, blocks = len(output.shape) - 1, tensor.scale.shape[1]
     # In a Reshape, 0 keeps a dimension as it is.
     split = _shape(graph, f"{prefix}.split", [0] * leading + [blocks, width // blocks])
@@ -239,13 +252,21 @@ def _unpack(graph: ir.Graph, node: ir.Node, packed: ir.Value, bits: int, prefix:
     return _insert(graph, node, "Sub", [joined, offset], f"{prefix}.codes_float", {})
 
 
-def _scale(graph: ir.Graph, node: ir.Node, name: str, scale: np.ndarray) -> ir.Value:
-    value = _initializer(graph, name, np.ascontiguousarray(scale), _float_type(scale))
-    return value if scale.dtype == np.float32 else _cast_float(graph, node, value, f"{name}_float")
+def _steps(graph: ir.Graph, node: ir.Node, scale: ir.Value, unit: ir.Value | None, name: str) -> ir.Value:
+    """Stored scales as float32 factors; onnxruntime folds this at load where they are constant."""
+    value = _cast_float(graph, node, scale, f"{name}_float")
+    if unit is None:
+        return value
+    factor = _cast_float(graph, node, unit, f"{name}_unit")
+    return _insert(graph, node, "Mul", [value, factor], f"{name}_steps", {})
 
 
-def _float_type(array: np.ndarray) -> ir.DataType:
-    return ir.DataType.FLOAT16 if array.dtype == np.float16 else ir.DataType.FLOAT
+def _unit(graph: ir.Graph, name: str, unit: np.ndarray) -> ir.Value:
+    return graph.initializers.get(name) or _initializer(graph, name, unit, ir.DataType.FLOAT16)
+
+
+def _scale_type(tensor: QuantizedTensor) -> ir.DataType:
+    return _SCALES[tensor.scale.dtype]
 
 
 def _cast_float(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str) -> ir.Value:

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from svd2onnx.scales import ScaleGrid
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
-_SHRINKS = {8: (1.0, 0.98, 0.95), 4: tuple(1.0 - 0.05 * i for i in range(10))}
-_SHRINKS[2] = tuple(1.0 - 0.06 * i for i in range(13))
-_FLOAT16_NORMAL = (6.104e-5, 65504.0)
+_SHRINKS = {
+    8: (1.03, 1.015, 1.0, 0.985, 0.97, 0.95),  # above 1, lest rounding the scale clips
+    4: tuple(1.0 - 0.05 * i for i in range(10)),
+    2: tuple(1.0 - 0.06 * i for i in range(13)),
+}
 
 
 def quantize(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) -> QuantizedTensor:
@@ -34,23 +37,24 @@ def quantize(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) 
     Returns:
         Codes int8 [rows, columns] and scale [rows, blocks].
     """
-    scale = search_scales(weight, spec, importance)
-    return QuantizedTensor(encode(weight, scale, spec), scale, spec)
+    steps, grid = search_steps(weight, spec, importance)
+    return QuantizedTensor(encode(weight, steps, spec), grid.store(steps), spec, grid.unit)
 
 
-def encode(weight: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Nearest codes int8 [rows, columns] of ``weight`` under fixed scales [rows, blocks]."""
+def encode(weight: Tensor, steps: Tensor, spec: QuantSpec) -> Tensor:
+    """Nearest codes int8 [rows, columns] of ``weight`` under fixed steps [rows, blocks]."""
     low, high = spec.code_range
     blocks = _to_blocks(weight.float(), spec.block_size)
-    codes = torch.round(blocks / scale.float().unsqueeze(-1)).clamp_(low, high)
+    codes = torch.round(blocks / steps.unsqueeze(-1)).clamp_(low, high)
     return codes.flatten(1)[:, : weight.shape[1]].to(torch.int8)
 
 
-def search_scales(weight: Tensor, spec: QuantSpec, importance: Tensor | None = None) -> Tensor:
-    """The scale of each block, [rows, blocks], that leaves the least weighted squared error.
+def search_steps(
+    weight: Tensor, spec: QuantSpec, importance: Tensor | None = None
+) -> tuple[Tensor, ScaleGrid]:
+    """The step of each block that leaves the least weighted squared error, and the grid they lie on.
 
-    Float16, as it is stored, unless the weights are so small or large that float16 would lose them.
-    An all-zero block gets scale 1, so that its zeros are exact.
+    The steps are float32 [rows, blocks] and none is 0: an all-zero block has exact zeros under any.
     """
     low, high = spec.code_range
     blocks = _to_blocks(weight.float(), spec.block_size)
@@ -62,34 +66,23 @@ def search_scales(weight: Tensor, spec: QuantSpec, importance: Tensor | None = N
     extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
     # The side with one more code belongs to the block's extreme weight; the other sign is tried too.
     outward = -torch.sign(extreme)
-    dtype = _scale_dtype(limit / high)
+    grid = ScaleGrid.covering(limit / high)
     # Where squared errors overflow float32, none is better than another: keep the whole range.
-    best_scale = (outward * limit / -low).to(dtype)
-    best_scale = torch.where(best_scale == 0, torch.ones_like(best_scale), best_scale)
+    best = grid.round(outward * limit / -low)
     best_error = torch.full_like(limit, torch.inf)
     for shrink in _SHRINKS[spec.bits]:
         for candidate in (outward * limit / -low, -outward * limit / high):
-            scale = (candidate * shrink).to(dtype)
-            step = torch.where(scale == 0, torch.ones_like(scale), scale).float().unsqueeze(-1)
-            rounded = torch.round(blocks / step).clamp_(low, high).mul_(step)
+            steps = grid.round(candidate * shrink)
+            wide = steps.unsqueeze(-1)
+            rounded = torch.round(blocks / wide).clamp_(low, high).mul_(wide)
             error = rounded.sub_(blocks).square_().mul_(cost).sum(dim=-1)
-            better = (error < best_error) & (scale != 0)
+            better = error < best_error
             best_error = torch.where(better, error, best_error)
-            best_scale = torch.where(better, scale, best_scale)
-    return best_scale
+            best = torch.where(better, steps, best)
+    return best, grid
 
 
 def _to_blocks(matrix: Tensor, block_size: int) -> Tensor:
     """[rows, columns] -> [rows, blocks, block_size], the last block padded with zeros."""
     padded = functional.pad(matrix, (0, -matrix.shape[1] % block_size))
     return padded.reshape(matrix.shape[0], -1, block_size)
-
-
-def _scale_dtype(scales: Tensor) -> torch.dtype:
-    used = scales[scales > 0]
-    if used.numel() == 0:
-        return torch.float16
-    smallest, largest = _FLOAT16_NORMAL
-    # A quarter of the median scale must still be a normal number: the search shrinks scales.
-    fits = used.max() < largest and used.median() * 0.25 > smallest
-    return torch.float16 if fits else torch.float32

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svd2onnx.quantize import quantize, search_scales
+from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
 _DAMPING = 0.01
@@ -35,9 +35,9 @@ def round_second_order(weight: Tensor, spec: QuantSpec, moment: Tensor | None) -
     if moment is None or spec.bits == 8:
         return quantize(weight, spec, None if moment is None else moment.diagonal())
     damped = damp(moment, _DAMPING)
-    scale = search_scales(weight, spec, damped.diagonal())
-    codes = gptq_codes(weight, scale, spec, damped)
-    return QuantizedTensor(codes, scale, spec)
+    steps, grid = search_steps(weight, spec, damped.diagonal())
+    codes = gptq_codes(weight, steps, spec, damped)
+    return QuantizedTensor(codes, grid.store(steps), spec, grid.unit)
 
 
 def damp(moment: Tensor, share: float) -> Tensor:
@@ -46,8 +46,8 @@ def damp(moment: Tensor, share: float) -> Tensor:
     return moment + share * mean * torch.eye(len(moment), dtype=moment.dtype)
 
 
-def gptq_codes(weight: Tensor, scale: Tensor, spec: QuantSpec, moment: Tensor) -> Tensor:
-    """Codes int8 [rows, columns] for fixed ``scale`` [rows, blocks]; ``moment`` is positive definite."""
+def gptq_codes(weight: Tensor, steps: Tensor, spec: QuantSpec, moment: Tensor) -> Tensor:
+    """Codes int8 [rows, columns] for fixed ``steps`` [rows, blocks]; ``moment`` is positive definite."""
     low, high = spec.code_range
     columns = weight.shape[1]
     order = torch.argsort(moment.diagonal(), descending=True)
@@ -55,15 +55,15 @@ def gptq_codes(weight: Tensor, scale: Tensor, spec: QuantSpec, moment: Tensor) -
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     # One row of memory per column: the loop below reads and writes whole columns.
     rest = weight.float().T[order].contiguous()
-    steps = scale.float().T[order // spec.block_size].contiguous()
+    step = steps.T[order // spec.block_size].contiguous()
     codes = torch.empty_like(rest)
     for start in range(0, columns, _COLUMNS):
         end = min(start + _COLUMNS, columns)
         errors = torch.empty(end - start, weight.shape[0])
         for j in range(start, end):
-            code = torch.round(rest[j] / steps[j]).clamp_(low, high)
+            code = torch.round(rest[j] / step[j]).clamp_(low, high)
             codes[j] = code
-            error = (rest[j] - code * steps[j]) / upper[j, j]
+            error = (rest[j] - code * step[j]) / upper[j, j]
             rest[j + 1 : end].addr_(upper[j, j + 1 : end], error, alpha=-1.0)
             errors[j - start] = error
         rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1.0)

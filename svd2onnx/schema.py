@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from svd2onnx.errors import PlanError
+from svd2onnx.scales import widen
 
 BITS = (8, 4, 2)
 """Code widths that ONNX has a signed integer type for (int8, int4, int2)."""
@@ -83,8 +84,8 @@ class QuantSpec:
         return -(-columns // self.block_size)
 
     def stored_bytes(self, rows: int, columns: int) -> int:
-        """Bytes in the ONNX file of the packed codes and the float16 scales."""
-        return -(-rows * columns * self.bits // 8) + 2 * rows * self.blocks(columns)
+        """Bytes in the ONNX file of the packed codes and of scales of one byte; units come on top."""
+        return -(-rows * columns * self.bits // 8) + rows * self.blocks(columns)
 
     def __str__(self) -> str:
         return f"int{self.bits}/{self.block_size}"
@@ -92,25 +93,34 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Codes int8 [rows, columns] and scale [rows, blocks] (float16, or float32 where that underflows).
+    """Codes int8 [rows, columns] and ``scale`` [rows, blocks], int8 in units of ``unit``.
 
-    Blocks run along the columns, which are the inputs of the MatMul; the last may be partial.
+    The unit is float16 [1, 1] or [rows, 1], or None where the scales need float16 or float32 themselves;
+    see ``svd2onnx.scales``. Blocks run along the columns, which are the inputs of the MatMul; the last
+    may be partial.
     """
 
     codes: Tensor
     scale: Tensor
     spec: QuantSpec
+    unit: Tensor | None = None
+
+    @property
+    def steps(self) -> Tensor:
+        """The scales as factors, float32 [rows, blocks]; exact, because units are powers of two."""
+        return widen(self.scale, self.unit)
 
     def dequantize(self) -> Tensor:
         """Float32 [rows, columns]: the exact product that DequantizeLinear computes."""
         columns = self.codes.shape[1]
-        scale = self.scale.float().repeat_interleave(self.spec.block_size, dim=1)[:, :columns]
-        return self.codes.float() * scale
+        steps = self.steps.repeat_interleave(self.spec.block_size, dim=1)[:, :columns]
+        return self.codes.float() * steps
 
     @property
     def stored_bytes(self) -> int:
         packed = -(-self.codes.numel() * self.spec.bits // 8)
-        return packed + self.scale.numel() * self.scale.element_size()
+        units = 0 if self.unit is None else self.unit.nbytes
+        return packed + self.scale.nbytes + units
 
 
 @dataclass(frozen=True)

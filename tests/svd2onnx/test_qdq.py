@@ -134,7 +134,7 @@ def test_no_float_weight_is_left(exported: Exported) -> None:
 def test_the_file_is_the_sum_of_what_it_stores(exported: Exported) -> None:
     tensors = list(exported.proto.graph.initializer)
     codes = [t for t in tensors if t.name.split(".")[-1].isdigit() or "codes" in t.name]
-    scales = [t for t in tensors if t.data_type == TensorProto.FLOAT16]
+    scales = [t for t in tensors if t.name.endswith((".scale", ".unit"))]
     stored = sum(
         exported.compressed.layers[site.name].stored_bytes * site.copies
         for site in exported.compressed.sites
@@ -152,9 +152,11 @@ def test_the_stored_codes_and_scales_give_the_network_s_weights_bit_for_bit(expo
     for matmul in exported.planned:
         codes = numpy_helper.to_array(initializers[matmul.weight]).astype(np.float32)
         scale = numpy_helper.to_array(initializers[matmul.weight.replace(".codes", ".scale")])
-        assert scale.dtype == np.float16
+        unit = numpy_helper.to_array(initializers[matmul.weight.replace(".codes", ".unit")])
+        assert (scale.dtype, unit.dtype) == (np.int8, np.float16)
+        assert unit.shape in ((1, 1), (1, matmul.n))
         assert codes.shape == (matmul.k, matmul.n)
-        steps = scale.astype(np.float32).repeat(matmul.block_size, axis=0)[: matmul.k]
+        steps = (scale * unit.astype(np.float32)).repeat(matmul.block_size, axis=0)[: matmul.k]
         module = exported.compressed.network.get_submodule(matmul.layer)
         assert np.array_equal(codes * steps, getattr(module, matmul.factor).numpy())
 

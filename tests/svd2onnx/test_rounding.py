@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from svd2onnx.quantize import encode, quantize, search_scales
+from svd2onnx.quantize import encode, quantize, search_steps
 from svd2onnx.rounding import damp, gptq_codes, round_second_order
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
@@ -39,7 +39,7 @@ def test_outputs_are_kept_better_than_by_rounding_to_nearest(bits: int, share: f
 def test_with_uncorrelated_inputs_it_is_rounding_to_nearest() -> None:
     spec = QuantSpec(4, 32)
     weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(0))
-    scale = search_scales(weight, spec)
+    scale = search_steps(weight, spec)[0]
     moment = torch.diag(torch.linspace(1, 2, 96, dtype=torch.float64))
     assert torch.equal(gptq_codes(weight, scale, spec, moment), encode(weight, scale, spec))
 

@@ -23,10 +23,12 @@ forms = st.one_of(
 def test_bytes_of_a_spec_are_those_of_its_codes_and_scales(spec: QuantSpec, rows: int, columns: int) -> None:
     torch.manual_seed(rows * 1000 + columns)
     tensor = quantize(torch.randn(rows, columns), spec)
-    assert tensor.scale.dtype == torch.float16
-    assert tensor.stored_bytes == spec.stored_bytes(rows, columns)
+    assert tensor.scale.dtype == torch.int8
+    assert tensor.unit is not None
+    units = tensor.unit.numpy().nbytes
+    assert tensor.stored_bytes == spec.stored_bytes(rows, columns) + units
     packed = -(-rows * columns * spec.bits // 8)
-    assert tensor.stored_bytes == packed + tensor.scale.numpy().nbytes
+    assert tensor.stored_bytes == packed + tensor.scale.numpy().nbytes + units
 
 
 @given(specs, st.integers(1, 8), st.integers(1, 600))

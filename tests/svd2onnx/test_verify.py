@@ -61,10 +61,10 @@ def test_a_faithful_graph_passes_with_its_fidelity(
 
 
 def rescale(model: onnx.ModelProto) -> None:
-    """One float16 scale of one block grows by a half."""
+    """The scale of one block falls by a half."""
     tensor = next(t for t in model.graph.initializer if t.name.endswith(".scale"))
     values = numpy_helper.to_array(tensor).copy()
-    values[0, 0] *= 1.5
+    values[0, 0] //= 2
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
@@ -77,7 +77,7 @@ def flip_code(model: onnx.ModelProto) -> None:
 
 
 def poison(model: onnx.ModelProto) -> None:
-    tensor = next(t for t in model.graph.initializer if t.name.endswith(".scale"))
+    tensor = next(t for t in model.graph.initializer if t.name.endswith(".unit"))
     values = numpy_helper.to_array(tensor).copy()
     values[0, 0] = np.nan
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
