@@ -184,10 +184,10 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     leading, blocks = len(output.shape) - 1, tensor.scale.shape[1]
     # In a Reshape, 0 keeps a dimension as it is.
     split = _shape(graph, f"{prefix}.split", [0] * leading + [blocks, width // blocks])
-    unit = _shape(graph, f"{prefix}.unit", [0] * leading + [blocks, 1])
+    single = _shape(graph, f"{prefix}.single", [0] * leading + [blocks, 1])
     joined = _shape(graph, f"{prefix}.joined", [0] * leading + [width])
     values = _insert(graph, node, "Reshape", [values, split], f"{prefix}.blocks", {})
-    row_scale = _insert(graph, node, "Reshape", [row_scale, unit], f"{prefix}.block_scale", {})
+    row_scale = _insert(graph, node, "Reshape", [row_scale, single], f"{prefix}.block_scale", {})
     scaled = _insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
     result = _insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
     _replace(graph, node, result)

@@ -57,7 +57,8 @@ def test_the_layer_knows_the_form_that_made_it() -> None:
     left, right = quantize(torch.randn(40, 16), other), quantize(torch.randn(16, 64), other)
     layer = CompressedLayer((40, 64), dense, left, right)
     assert layer.form == LayerForm(dense=spec, rank=16, factors=other)
-    assert layer.stored_bytes == layer.form.stored_bytes((40, 64))
+    units = sum(part.unit.nbytes for part in (layer.dense, layer.left, layer.right))
+    assert layer.stored_bytes == layer.form.stored_bytes((40, 64)) + units
     product = left.dequantize().double() @ right.dequantize().double()
     torch.testing.assert_close(layer.weight().double(), dense.dequantize() + product, rtol=0, atol=1e-5)
 
