@@ -8,13 +8,16 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Settings": "pipeline",
+    "Settings": "settings",
     "calibrate": "calibrate",
+    "candidates": "candidates",
     "compress_export": "pipeline",
     "discover": "layers",
     "export": "export",
     "load_model_file": "loading",
+    "prepare": "preparation",
     "realize": "realize",
+    "recover": "recover",
     "rewrite": "rewrite",
     "uniform_plan": "planner",
     "article_plan": "planner",

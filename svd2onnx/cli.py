@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from svd2onnx_runtime.errors import Svd2OnnxError
 
 if TYPE_CHECKING:
-    from svd2onnx.pipeline import Settings
+    from svd2onnx.settings import Settings
 
 T = TypeVar("T")
 _PATH = click.Path(path_type=Path)
@@ -70,28 +70,41 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         click.option(
             "--method",
-            type=click.Choice(["quantize", "svd"]),
-            default="quantize",
+            type=click.Choice(["auto", "quantize", "svd"]),
+            default="auto",
             show_default=True,
-            help="Plain quantization, or the article's low rank with a fallback to it.",
+            help="Plan the whole network; or plain quantization, or the article's low rank with a fallback to it.",
         ),
         click.option(
+            "--target-size", metavar="SIZE",
+            help="auto: bytes of the finished file, as 0.15x of float32 or 40MB.  [default: 0.15x]",
+        ),
+        click.option(
+            "--min-fidelity", type=float, metavar="F",
+            help="auto: the smallest file of at least this fidelity; 1 is a perfect copy.",
+        ),
+        click.option("--plan", type=_PATH, help="Store the layers as this plan says (OUTPUT.plan.json, edited)."),
+        click.option(
             "--bits", type=click.Choice(["8", "4", "2"]), default="4", show_default=True,
-            help="Bits of a code.",
+            help="quantize, svd: bits of a code.",
         ),
         click.option(
             "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]),
-            help="Weights that share a scale.  [default: 128 at 8 bits, 64 at 4, 32 at 2]",
+            help="quantize, svd: weights that share a scale.  [default: 128 at 8 bits, else 32]",
         ),
         click.option(
             "--epsilon", type=float, default=0.1, show_default=True,
             help="svd: largest relative output error of a layer.",
         ),
+        click.option(
+            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
+            help="Retrain the compressed network briefly, by distillation on the recovery split.",
+        ),
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
         click.option(
-            "--calibration-samples", type=click.IntRange(1), default=512, show_default=True,
-            help="Inputs to calibrate on.",
+            "--calibration-samples", type=click.IntRange(0), default=768, show_default=True,
+            help="Inputs to calibrate on; 0 does without data.",
         ),
         _DATA,
         _PROVIDER,
@@ -103,7 +116,7 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _settings(arguments: dict[str, Any]) -> Settings:
-    from svd2onnx.pipeline import Settings
+    from svd2onnx.settings import Settings
 
     block_size = arguments.pop("block_size")
     return Settings(
@@ -140,7 +153,9 @@ def compress_export(
         )
     console = Console()
     console.print(compression_table(report))
-    console.print(f"{report.output} and {report.output}.report.json written in {report.seconds:.0f} s")
+    for warning in report.warnings:
+        console.print(f"warning: {warning}")
+    console.print(f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s")
 
 
 @main.command()

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from svd2onnx.layers import weight_of
-from svd2onnx.pipeline import Settings, prepare
 from svd2onnx.planner import uniform_plan
+from svd2onnx.preparation import prepare
 from svd2onnx.progress import Track, silent
+from svd2onnx.settings import Settings
 
 
 @dataclass(frozen=True)

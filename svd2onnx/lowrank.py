@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition and the article's rank rule.
+"""Truncated singular value decomposition, plain and weighted, and the article's rank rule.
 
     W [out, in] = U S V^T ~ L R,   L = U_k [out, k],   R = S_k V_k^T [k, in]
 
@@ -8,6 +8,12 @@ their blocks. Storing S there costs nothing and leaves exactly two MatMuls.
 Source: R. Dyro, "Posttraining Compression of Neural Network via SVD": the rank of a layer is the
 smallest whose relative output error on example inputs is at most epsilon, found by bisection; where
 the factors would be larger than the dense layer, the layer stays dense (and is quantized).
+
+The weighted decomposition minimises tr(G D H D^T), the change of the network's output, in place of that of the weight:
+
+    G^{1/2} W H^{1/2} = P S Q^T,   L = G^{-1/2} P_k,   R = S_k Q_k^T H^{-1/2}
+
+Source: SVD-LLM (Wang et al., arXiv 2403.07378) for the inputs' side, GFWSVD (arXiv 2505.17974) for both.
 """
 
 from __future__ import annotations
@@ -22,6 +28,9 @@ from svd2onnx.schema import QuantizedTensor, QuantSpec
 
 RANK_STEP = 16
 """Ranks are multiples of this, so that kernels work on whole vectors; smaller steps gain nothing."""
+
+
+_SPECTRUM_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,42 @@ def factorize(weight: Tensor) -> Factorization:
     """
     u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
     return Factorization(u.float(), (s.unsqueeze(1) * vt).float())
+
+
+class Weighting:
+    """The square roots of the moments that weigh a change: computed once for all weights of a shape.
+
+    Args:
+        inputs: H [in, in], positive semidefinite.
+        outputs: G [out, out] likewise, or None for the identity.
+    """
+
+    def __init__(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
+        self._inputs = _roots(inputs.double())
+        self._outputs = None if outputs is None else _roots(outputs.double())
+
+    def factorize(self, weight: Tensor) -> Factorization:
+        """The best factors of every rank of ``weight`` [out, in].
+
+        The squared error tr(G D H D^T) of rank k is the sum of the dropped squared singular values. The
+        columns of ``left`` have unit mean square, so that its blocks suit one scale.
+        """
+        root, inverse = self._inputs
+        weighted = weight.double() @ root
+        if self._outputs is not None:
+            weighted = self._outputs[0] @ weighted
+        u, s, vt = torch.linalg.svd(weighted, full_matrices=False)
+        left = u if self._outputs is None else self._outputs[1] @ u
+        size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        right = (s * size).unsqueeze(1) * (vt @ inverse)
+        return Factorization((left / size).float(), right.float())
+
+
+def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Square root and inverse square root; the spectrum is floored, as calibration may leave it singular."""
+    values, vectors = torch.linalg.eigh(moment)
+    floored = values.clamp_min(_SPECTRUM_FLOOR * values.mean().clamp_min(torch.finfo(values.dtype).tiny)).sqrt()
+    return (vectors * floored) @ vectors.T, (vectors / floored) @ vectors.T
 
 
 def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:

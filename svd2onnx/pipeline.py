@@ -3,82 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from svd2onnx import layers as layer_sites
-from svd2onnx.calibrate import LayerStatistics, calibrate
-from svd2onnx.errors import PlanError
-from svd2onnx.export import export, export_float, infer_dynamic_shapes
-from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, as_arrays, load_model_file
+from svd2onnx.building import Build, Builder
+from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out
+from svd2onnx.choosing import choose_goal
+from svd2onnx.export import export_float
+from svd2onnx.goals import Goal, Outcome
+from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
-from svd2onnx.planner import article_plan, uniform_plan
+from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
-from svd2onnx.realize import realize
 from svd2onnx.report import (
+    Choice,
     CompressionReport,
-    LatencyReport,
     LayerReport,
     file_digest,
     tool_versions,
 )
-from svd2onnx.rewrite import rewrite
-from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite, QuantSpec
+from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
+from svd2onnx.settings import Settings
+from svd2onnx.timing import measure_latency
 from svd2onnx.verify import check_strict
-from svd2onnx_runtime import certify, evaluate, time_runs
+from svd2onnx_runtime import certify
 from svd2onnx_runtime.session import resolve_provider
 
-METHODS = ("quantize", "svd")
 BENCH_BATCHES = (1, 8)
-DEFAULT_BLOCKS = {8: 128, 4: 64, 2: 32}
-"""Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asks for; see ``svd2onnx compress-export --help``."""
-
-    method: str = "quantize"
-    bits: int = 4
-    block_size: int | None = None
-    epsilon: float = 0.1
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    calibration_samples: int = 512
-    provider: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise PlanError(f"the method must be one of {METHODS}, not {self.method!r}")
-
-    @property
-    def spec(self) -> QuantSpec:
-        return QuantSpec(self.bits, self.block_size or DEFAULT_BLOCKS[self.bits])
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A loaded network with its layers found, and the calibration batches."""
-
-    model_file: ModelFile
-    model: nn.Module
-    sites: Sequence[LayerSite]
-    batches: Sequence[Batch]
-
-    @property
-    def dynamic_shapes(self) -> DynamicShapes:
-        """Those that the model file names, or those in which its batches differ."""
-        return self.model_file.dynamic_shapes or infer_dynamic_shapes(
-            [arguments_of(self.model, batch) for batch in self.batches]
-        )
 
 
 def compress_export(
@@ -92,130 +48,116 @@ def compress_export(
 ) -> CompressionReport:
     """Compress the network of the model file ``source`` and write it to ``output``.
 
-    Writes ``OUTPUT.report.json`` beside it and, where ``reference`` is given, the float32 ONNX there. The
-    files appear only after the strict check passed.
+    Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
+    float32 ONNX there. The files appear only after the strict check passed.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
     """
     started = time.perf_counter()
     provider = resolve_provider(settings.provider)
-    report_path = Path(f"{output}.report.json")
+    beside = (Path(f"{output}.report.json"), Path(f"{output}.plan.json"))
     kept = (reference,) if reference else ()
-    with staged(output, report_path, *kept) as drafts, _plain_attention():
-        draft, report_draft = drafts[:2]
-        float_draft = drafts[2] if reference else draft.with_name("float32.onnx")
+    with staged(output, *beside, *kept) as drafts, _plain_attention():
+        draft, report_draft, plan_draft = drafts[:3]
+        float_draft = drafts[3] if reference else draft.with_name("float32.onnx")
         prepared = prepare(source, settings, data, track)
-        model, sites = prepared.model, prepared.sites
-        batches = track(prepared.batches, "Calibrating", len(prepared.batches))
-        statistics = calibrate(model, sites, batches)
-        plan = make_plan(model, sites, statistics, settings, track)
-        layers = realize(model, sites, plan, statistics, track)
-        compressed = rewrite(model, sites, layers)
+        model = prepared.model
+        export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
+        fit, judging = hold_out(prepared.batches)
+        statistics = gather_statistics(prepared, settings, fit, judging, track)
+        goal = choose_goal(prepared, settings, statistics, float_draft.stat().st_size, track)
+        builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
+        build = reach(goal, builder)
+        build, choice = better_of(build, goal.rival(build.plan), builder)
+        if settings.recover:
+            build = builder.recovered(build, settings.recover)
+            builder.write(build)
 
-        example, shapes = example_of(model, prepared.batches), prepared.dynamic_shapes
-        metadata = {"svd2onnx.method": plan.method}
-        exports: tuple[Callable[[], object], ...] = (
-            partial(export_float, model, example, shapes, float_draft),
-            partial(export, compressed, layers, example, shapes, draft, metadata),
-        )
-        for write in track(exports, "Exporting", len(exports)):
-            write()
-
-        evaluation = list(prepared.model_file.inputs("evaluation"))
-        objective = prepared.model_file.objective
-        strict = check_strict(
-            draft, compressed, model, track(evaluation, "Verifying", len(evaluation)), objective
-        )
-        deployed = evaluate(
-            draft,
-            float_draft,
-            (as_arrays(b) for b in track(evaluation, "Evaluating", len(evaluation))),
-            prepared.model_file.metric,
-            objective,
-            provider,
-            prepared.model_file.summary,
-        )
+        evaluation = prepared.evaluation
+        batches = track(evaluation, "Verifying", len(evaluation))
+        strict = check_strict(draft, build.network, model, batches, prepared.objective)
         inputs = as_arrays(arguments_of(model, evaluation[0]))
-        certificate = certify(draft, provider, inputs=inputs)
-        latency = tuple(
-            measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
-            for batch in track(BENCH_BATCHES, "Benchmarking", len(BENCH_BATCHES))
-        )
         report = CompressionReport(
             source=str(source),
             output=str(output),
-            method=plan.method,
+            method=build.plan.method,
             settings=asdict(settings),
             float_bytes=float_draft.stat().st_size,
             file_bytes=draft.stat().st_size,
+            predicted_error=build.plan.predicted_error,
+            choice=choice,
             strict_relative_error=strict.relative_error,
             strict_fidelity=strict.fidelity,
-            deployed=deployed,
-            latency=latency,
-            certificate=certificate,
-            layers=tuple(layer_reports(sites, plan, layers)),
+            strict_error=strict.mean_error,
+            deployed=builder.deployed(),
+            certificate=certify(draft, provider, inputs=inputs),
+            latency=tuple(
+                measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
+                for batch in track(BENCH_BATCHES, "Benchmarking", len(BENCH_BATCHES))
+            ),
+            layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
+            warnings=tuple(_warnings(settings)),
             versions=tool_versions(),
         )
         report_draft.write_text(report.to_json())
+        plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
     return report
 
 
-def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
-    """Load the model file, take its calibration batches, and find the layers of its network.
-
-    Raises:
-        SourceError: see ``load_model_file`` and ``discover``.
-        PlanError: a pattern matches no layer.
-    """
-    model_file = load_model_file(source, data)
-    model = model_file.build()
-    inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
-    batches = list(track(inputs, "Reading calibration data"))
-    sites = layer_sites.discover(model, arguments_of(model, batches[0]))
-    return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
-
-
-def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
-    """Whole batches until there are at least ``samples`` rows."""
-    rows = 0
-    for batch in batches:
-        yield batch
-        rows += next(iter(batch.values())).shape[0]
-        if rows >= samples:
-            return
+def gather_statistics(
+    prepared: Prepared, settings: Settings, fit: Sequence[Batch], judging: Sequence[Batch], track: Track
+) -> dict[str, LayerStatistics]:
+    """Of every usable layer; none at all where no calibration is asked for."""
+    if settings.calibration_samples == 0:
+        return {}
+    objective = None if settings.method == "svd" else prepared.objective
+    return calibrate(
+        prepared.model,
+        prepared.sites,
+        track(fit, "Calibrating", len(fit)),
+        objective,
+        track(judging, "Probing", len(judging)) if objective else (),
+    )
 
 
-def make_plan(
-    model: nn.Module,
-    sites: Sequence[LayerSite],
-    statistics: Mapping[str, LayerStatistics],
-    settings: Settings,
-    track: Track = silent,
-) -> CompressionPlan:
-    """The plan of the chosen method.
-
-    Raises:
-        PlanError: there is nothing to compress.
-    """
-    if settings.method == "svd":
-        plan = article_plan(model, sites, statistics, settings.spec, settings.epsilon, track)
-    else:
-        plan = uniform_plan(sites, settings.spec)
-    if not plan.forms:
-        raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
-    return plan
+def reach(goal: Goal, builder: Builder) -> Build:
+    """Build the goal's plans until it is content with one; its file is the draft."""
+    plan: CompressionPlan | None = goal.first()
+    while plan is not None:
+        build = builder.build(plan)
+        outcome = Outcome(builder.write(build), lambda: builder.deployed().mean_error)
+        plan = goal.revised(build.plan, outcome)
+    return build
 
 
-def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
-    """Forward's arguments for the exporter, from the largest batch.
+def better_of(build: Build, rival: CompressionPlan | None, builder: Builder) -> tuple[Build, Choice | None]:
+    """``build``, or the rival plan of no more bytes where that is measured to be the better one."""
+    if rival is None:
+        return build, None
+    other = builder.build(rival)
+    planned, uniform = builder.error(build), builder.error(other)
+    choice = Choice(planned, uniform, _common_form(rival))
+    if uniform < planned:
+        builder.write(other)
+        return other, choice
+    return build, choice
 
-    The exporter takes a size of 1 for a constant, so no dynamic dimension may have it.
-    """
-    largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
-    return arguments_of(model, largest)
+
+def _common_form(plan: CompressionPlan) -> str:
+    """The form of most layers of a uniform plan."""
+    forms = [str(form) for form in plan.forms.values()]
+    return max(set(forms), key=forms.count)
+
+
+def _warnings(settings: Settings) -> Iterator[str]:
+    if settings.calibration_samples == 0:
+        yield (
+            "no calibration data: inputs were taken as equal and independent, so rounding and plan are "
+            "blind to what the network does, and predicted errors are relative errors of weights"
+        )
 
 
 def layer_reports(
@@ -234,32 +176,8 @@ def layer_reports(
             float_bytes=site.float_bytes,
             stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
             note=site.skip_reason or plan.notes.get(site.name),
+            predicted_error=plan.errors.get(site.name),
         )
-
-
-def measure_latency(
-    path: Path,
-    reference: Path,
-    inputs: Mapping[str, np.ndarray],
-    batch: int,
-    provider: str,
-    threads: int | None,
-) -> LatencyReport:
-    """Time the file against the float32 graph on the first ``batch`` rows of ``inputs``."""
-    rows = without_padding({name: array[:batch] for name, array in inputs.items()})
-    timed = time_runs([reference, path], rows, provider, threads)
-    reference_ms, median_ms = (float(seconds * 1e3) for seconds in np.median(timed.seconds, axis=0))
-    return LatencyReport(batch, median_ms, reference_ms, float(timed.ratios[1]))
-
-
-def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``inputs`` cut to the longest row of their ``attention_mask`` [batch, positions], if any."""
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        return dict(inputs)
-    used = np.flatnonzero(mask.any(axis=0))
-    cut = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(None)
-    return {n: array[:, cut] if array.shape == mask.shape else array for n, array in inputs.items()}
 
 
 @contextlib.contextmanager

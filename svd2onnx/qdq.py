@@ -98,13 +98,23 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
                     f"leave the layer in float with --exclude {entry.layer!r}"
                 )
         graph.initializers.pop(str(initializer.name))
-    if missing:
-        names = ", ".join(sorted({name for name, _ in missing}))
+    # Behind a layer of rank 0 the network is dead, and the exporter leaves it out.
+    cut = any(not layer.form.specs for layer in layers.values())
+    lost = {name for name, _ in missing if not cut or _could_hold(graph, layers[name])}
+    if lost:
+        names = ", ".join(sorted(lost))
         raise ExportError(
             f"the exported graph does not hold the compressed weights of: {names}; "
             "leave these layers in float with --exclude"
         )
     return matmuls
+
+
+def _could_hold(graph: ir.Graph, layer: CompressedLayer) -> bool:
+    """Whether some float initializer is large enough to be the weight of ``layer`` in disguise."""
+    sizes = [value.const_value.size for value in graph.initializers.values()
+             if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT]
+    return max(sizes, default=0) >= layer.shape[0] * layer.shape[1]
 
 
 def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:

@@ -1,18 +1,24 @@
-"""Turn a layer's form into its stored tensors: quantize, or factorize and quantize."""
+"""Turn the form of a layer into its stored tensors: round, factorize and round, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.layers import weight_of
-from svd2onnx.lowrank import factorize
+from svd2onnx.lowrank import Factorization, Weighting, factorize
 from svd2onnx.progress import Track, silent
-from svd2onnx.rounding import round_second_order
-from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite
+from svd2onnx.quantize import quantize
+from svd2onnx.rounding import Curvature, round_second_order
+from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
+from svd2onnx.workers import map_layers
+
+_BATCHED = 1 << 24
+"""Elements of all settings of a weight that are rounded in one pass."""
 
 
 def realize(
@@ -24,40 +30,75 @@ def realize(
 ) -> dict[str, CompressedLayer]:
     """The stored tensors of every layer in ``plan``, by site name."""
     chosen = [site for site in sites if site.name in plan.forms]
-    return {
-        site.name: realize_layer(
-            weight_of(model, site),
-            plan.forms[site.name],
-            statistics.get(site.name),
-            is_table=site.kind == "embedding",
-        )
-        for site in track(chosen, "Quantizing", len(chosen))
-    }
+
+    def work(site: LayerSite) -> CompressedLayer:
+        weight, form, own = weight_of(model, site), plan.forms[site.name], statistics.get(site.name)
+        if site.kind == "embedding":
+            return realize_table(weight, form)
+        if plan.method == "svd" and form.factors:
+            return realize_article(weight, form, own)
+        return next(realize_forms(weight, [form], own))
+
+    results = track(map_layers(work, chosen), "Quantizing", len(chosen))
+    return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
 
 
-def realize_layer(
-    weight: Tensor,
-    form: LayerForm,
-    statistics: LayerStatistics | None = None,
-    *,
-    is_table: bool = False,
-) -> CompressedLayer:
-    """The stored tensors of one layer.
+def realize_forms(
+    weight: Tensor, forms: Sequence[LayerForm], statistics: LayerStatistics | None
+) -> Iterator[CompressedLayer]:
+    """The stored tensors of one Linear's weight [out, in] in each of ``forms``, in their order.
 
-    Args:
-        weight: float32 [out, in].
-        form: a dense term or a low-rank pair.
-        statistics: of the layer's inputs; None for a table, or where there is no data.
-        is_table: the weight is an embedding.
+    Dense forms share passes of rounding, and pairs one decomposition. Without statistics of the inputs,
+    all are equal and independent.
     """
-    rows, columns = weight.shape
-    dense = left = right = None
-    if form.dense:
-        dense = round_second_order(weight, form.dense, statistics.covariance if statistics else None)
-    if form.factors:
-        left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
-    layer = CompressedLayer((rows, columns), dense, left, right, is_table=is_table)
-    if statistics is None:
+    curvature = Curvature.of(statistics) if statistics else None
+    specs = [form.dense for form in forms if form.dense and not form.factors]
+    dense = iter(_rounded(weight, specs, curvature))
+    weighting: Weighting | None = None
+    factors: Factorization | None = None
+    whole = curvature or Curvature.identity(weight.shape[1])
+    for form in forms:
+        layer = CompressedLayer(tuple(weight.shape))
+        if form.dense and form.factors:
+            weighting = weighting or Weighting(whole.inputs, whole.outputs)
+            term, left, right = quantized_correction(weight, form, whole, weighting)
+            layer = replace(layer, dense=term, left=left, right=right)
+        elif form.factors:
+            weighting = weighting or Weighting(whole.inputs, whole.outputs)
+            factors = factors or weighting.factorize(weight)
+            left, right = quantized_pair(weight, factors.truncate(form.rank), form.factors, whole)
+            layer = replace(layer, left=left, right=right)
+        elif form.dense:
+            layer = replace(layer, dense=next(dense))
+        yield _with_shift(layer, weight, statistics)
+
+
+def realize_article(weight: Tensor, form: LayerForm, statistics: LayerStatistics | None) -> CompressedLayer:
+    """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
+    assert form.factors is not None
+    left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
+    return _with_shift(CompressedLayer(tuple(weight.shape), left=left, right=right), weight, statistics)
+
+
+def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
+    """A table of embeddings, rounded to nearest: rows that calibration does not meet count as well."""
+    assert form.dense is not None
+    return CompressedLayer(tuple(table.shape), quantize(table, form.dense), is_table=True)
+
+
+def _rounded(
+    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None
+) -> Iterator[QuantizedTensor]:
+    together = max(1, _BATCHED // weight.numel())
+    for start in range(0, len(specs), together):
+        yield from round_second_order(weight, specs[start : start + together], curvature)
+
+
+def _with_shift(
+    layer: CompressedLayer, weight: Tensor, statistics: LayerStatistics | None
+) -> CompressedLayer:
+    """``layer`` with the correction D E[x] of its bias."""
+    if statistics is None or statistics.mean is None:
         return layer
     shift = (weight.double() - layer.weight().double()) @ statistics.mean
     return replace(layer, bias_shift=shift.float())

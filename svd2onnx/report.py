@@ -24,6 +24,23 @@ class LayerReport:
     float_bytes: int
     stored_bytes: int
     note: str | None = None
+    predicted_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The measured errors of the plan and of the best uniform quantization of no more bytes, on held-out data.
+
+    The one with the lower error is shipped.
+    """
+
+    planned_error: float
+    uniform_error: float
+    uniform_form: str
+
+    @property
+    def shipped(self) -> str:
+        return "uniform" if self.uniform_error < self.planned_error else "planned"
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,11 @@ class LatencyReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """The whole run. ``strict_*`` is the graph as written; ``deployed`` is a default session."""
+    """The whole run. ``strict_*`` is the graph as written; ``deployed`` is a default session.
+
+    ``predicted_error`` is what the plan was chosen by; compare it with ``strict_error``. Both are before
+    retraining, if there was any, for the prediction.
+    """
 
     source: str
     output: str
@@ -46,8 +67,11 @@ class CompressionReport:
     settings: dict[str, Any]
     float_bytes: int
     file_bytes: int
+    predicted_error: float | None
+    choice: Choice | None
     strict_relative_error: float
     strict_fidelity: float
+    strict_error: float
     deployed: EvaluationResult
     latency: tuple[LatencyReport, ...]
     certificate: Certificate
@@ -64,7 +88,7 @@ class CompressionReport:
 
     def to_json(self) -> str:
         record = asdict(self) | {"kept": self.kept, "removed": 1 - self.kept}
-        return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2) + "\n"
+        return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2, default=str) + "\n"
 
 
 def tool_versions() -> dict[str, str]:

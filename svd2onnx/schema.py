@@ -25,6 +25,7 @@ BITS = (8, 4, 2)
 """Code widths that ONNX has a signed integer type for (int8, int4, int2)."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
+PLAN_FORMAT = "svd2onnx-plan/1"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,22 @@ class LayerForm:
             total += self.factors.stored_bytes(self.rank, columns)
         return total
 
+    def problem_with(self, site: LayerSite) -> str | None:
+        """Why onnxruntime would not compute this form of ``site`` rightly, or None."""
+        rows, columns = site.shape
+        if site.kind == "embedding":
+            if self.factors or not self.dense:
+                return "a table has a dense term and no pair"
+            if columns % self.dense.block_size:
+                return f"its rows of {columns} are not whole blocks of {self.dense.block_size}"
+            return None
+        if self.rank > min(rows, columns):
+            return f"the rank exceeds {min(rows, columns)}"
+        outputs = [(self.dense, rows), (self.factors, rows), (self.factors, self.rank)]
+        if any(spec and spec.bits == 2 and count % 4 for spec, count in outputs):
+            return "2 bits need a number of outputs that is a multiple of 4"
+        return None
+
     @property
     def specs(self) -> tuple[QuantSpec, ...]:
         return tuple(spec for spec in (self.dense, self.factors) if spec)
@@ -222,17 +239,50 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """The form of each layer that is compressed, by site name; the others stay float."""
+    """The form of each layer that is compressed, by site name; the others stay float.
+
+    ``predicted_error`` is the error of the whole network that the plan was chosen by, in the units of the
+    objective; None where nothing was predicted.
+    """
 
     method: str
     forms: Mapping[str, LayerForm]
     notes: Mapping[str, str] = field(default_factory=dict)
     """Why a layer got its form, where that needs saying (for example a fallback), by site name."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """The predicted error of each layer, by site name."""
+
+    @property
+    def predicted_error(self) -> float | None:
+        return sum(self.errors.values()) if self.errors else None
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": "svd2onnx-plan/1",
+            "format": PLAN_FORMAT,
             "method": self.method,
             "layers": {name: form.to_json() for name, form in self.forms.items()},
             "notes": dict(self.notes),
+            "predicted_errors": dict(self.errors),
         }
+
+    @classmethod
+    def from_json(cls, record: Any) -> CompressionPlan:
+        """The plan of a record that ``to_json`` made and a person may have edited.
+
+        Predictions are not taken over: they belong to the forms that were planned.
+
+        Raises:
+            PlanError: the record is not a plan, or holds a form that cannot be.
+        """
+        if not isinstance(record, Mapping) or record.get("format") != PLAN_FORMAT:
+            raise PlanError(f'a plan is a JSON object with "format": "{PLAN_FORMAT}"')
+        layers = record.get("layers")
+        if not isinstance(layers, Mapping) or not all(isinstance(form, Mapping) for form in layers.values()):
+            raise PlanError('the "layers" of a plan must be an object: layer name to form')
+        forms = {}
+        for name, form in layers.items():
+            try:
+                forms[str(name)] = LayerForm.from_json(form)
+            except (PlanError, TypeError, ValueError) as error:
+                raise PlanError(f"the plan's form of layer {name!r} is wrong: {error}") from error
+        return cls(str(record.get("method", "auto")), forms)

@@ -25,10 +25,11 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class StrictCheck:
-    """``relative_error`` is the worst over outputs and batches; ``fidelity`` is to the float32 network."""
+    """``relative_error`` is the worst over outputs and batches; the others are against the float32 network."""
 
     relative_error: float
     fidelity: float
+    mean_error: float
     batches: int
 
 
@@ -63,7 +64,8 @@ def check_strict(
         mask = token_mask(objective, reference, feed)
         errors.append(sample_errors(objective, reference, outputs[0], mask))
         count += 1
-    return StrictCheck(worst, fidelity(objective, float(np.concatenate(errors).mean())), count)
+    mean = float(np.concatenate(errors).mean())
+    return StrictCheck(worst, fidelity(objective, mean), mean, count)
 
 
 def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:

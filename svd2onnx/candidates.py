@@ -1,0 +1,115 @@
+"""What could replace a layer, each way priced in stored bytes and in predicted error of the network.
+
+    form                       for
+    float                      where nothing else is good enough
+    dense 8 / 4 / 2 bits       blocks of 32, 64, 128
+    pair of rank r             factors at 8, 4 and 2 bits, ranks in whole blocks, smaller than dense 4 bits
+    dense + pair               2 + 4 and 4 + 4 bits: a dense term with a low-rank correction
+    rank 0                     the bias alone
+
+Tables (embeddings) are quantized by rounding to nearest, whole rows at a time, and have no low-rank forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.layers import weight_of
+from svd2onnx.planner import fitting_spec
+from svd2onnx.progress import Track, silent
+from svd2onnx.realize import realize_forms, realize_table
+from svd2onnx.schema import BITS, LayerForm, LayerSite, QuantSpec
+from svd2onnx.score import ErrorPredictor, RelativeChange
+from svd2onnx.workers import map_layers
+
+BLOCKS = (32, 64, 128)
+FACTOR_BLOCK = 32
+"""Ranks are whole blocks, so small blocks give a fine choice of ranks."""
+CORRECTIONS = ((2, 32), (2, 64), (4, 32))
+"""Bits of the dense term, and the rank of the 4-bit pair beside it."""
+_PAIR_LIMIT = 0.85
+_LARGEST_FACTORIZED = 8192
+"""A weight with a longer side is a vocabulary's projection: of full rank, and slow to decompose."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to store one layer: ``form`` is None for float32. ``size`` counts bytes of all copies."""
+
+    form: LayerForm | None
+    size: int
+    error: float
+
+
+def candidates(
+    model: nn.Module,
+    sites: Sequence[LayerSite],
+    statistics: Mapping[str, LayerStatistics],
+    track: Track = silent,
+) -> dict[str, list[Candidate]]:
+    """The priced candidates of every usable site, by its name.
+
+    Args:
+        model: the float network.
+        sites: those that were found in it.
+        statistics: with gradients, as ``calibrate`` gives them for an objective; for a site without, errors
+            are relative errors of its weight.
+        track: shows the progress.
+    """
+    usable = [site for site in sites if site.skip_reason is None]
+
+    def price(site: LayerSite) -> list[Candidate]:
+        return _priced(weight_of(model, site), site, statistics.get(site.name))
+
+    results = track(map_layers(price, usable), "Pricing candidates", len(usable))
+    return {site.name: priced for site, priced in zip(usable, results, strict=True)}
+
+
+def forms_of(site: LayerSite) -> list[LayerForm]:
+    """The compressed forms that suit the shape of ``site``, dense ones first; smaller than float in all copies."""
+    dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
+    forms = [LayerForm(dense=spec) for spec in dense]
+    if site.kind == "linear":
+        if max(site.shape) <= _LARGEST_FACTORIZED:
+            forms += [*_pairs(site.shape), *_corrections(site.shape)]
+        forms.append(LayerForm())
+    return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]
+
+
+def _priced(weight: Tensor, site: LayerSite, statistics: LayerStatistics | None) -> list[Candidate]:
+    forms = forms_of(site)
+    predict = ErrorPredictor(statistics) if statistics else RelativeChange(weight)
+    if site.kind == "embedding":
+        layers = (realize_table(weight, form) for form in forms)
+    else:
+        layers = realize_forms(weight, forms, statistics)
+    priced = [
+        Candidate(form, layer.stored_bytes * site.copies, predict(weight - layer.weight()))
+        for form, layer in zip(forms, layers, strict=True)
+    ]
+    return [Candidate(None, site.float_bytes, 0.0), *priced]
+
+
+def _pairs(shape: tuple[int, ...]) -> Iterator[LayerForm]:
+    """Ranks that grow by about a quarter, as long as the pair is clearly smaller than 4 bits dense."""
+    limit = _PAIR_LIMIT * LayerForm(dense=QuantSpec(4, 128)).stored_bytes(shape)
+    for bits in BITS:
+        spec, blocks = QuantSpec(bits, FACTOR_BLOCK), 1
+        if bits == 2 and shape[0] % 4:
+            continue  # int2 goes wrong in onnxruntime, see ``fitting_spec``
+        while True:
+            form = LayerForm(rank=blocks * FACTOR_BLOCK, factors=spec)
+            if form.rank > min(shape) or form.stored_bytes(shape) > limit:
+                break
+            yield form
+            blocks = max(blocks + 1, round(blocks * 1.3))
+
+
+def _corrections(shape: tuple[int, ...]) -> Iterator[LayerForm]:
+    for bits, rank in CORRECTIONS:
+        if rank < min(shape) // 2 and (bits != 2 or shape[0] % 4 == 0):
+            yield LayerForm(QuantSpec(bits, 64), rank, QuantSpec(4, FACTOR_BLOCK))

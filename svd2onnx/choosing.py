@@ -1,0 +1,75 @@
+"""From the settings to a goal: a rule that gives one plan, or candidates and a size or fidelity to reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.candidates import BLOCKS, candidates
+from svd2onnx.errors import PlanError
+from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, SizeGoal, allowed_error
+from svd2onnx.planner import article_plan, uniform_plan
+from svd2onnx.preparation import Prepared
+from svd2onnx.progress import Track
+from svd2onnx.schema import BITS, CompressionPlan, QuantSpec
+from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
+
+
+def choose_goal(
+    prepared: Prepared,
+    settings: Settings,
+    statistics: Mapping[str, LayerStatistics],
+    float_bytes: int,
+    track: Track,
+) -> Goal:
+    """What ``settings`` ask for, for a float32 file of ``float_bytes``.
+
+    Raises:
+        PlanError: there is nothing to compress, or the goal or the plan cannot be.
+    """
+    model, sites = prepared.model, prepared.sites
+    if all(site.skip_reason for site in sites):
+        raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
+    if settings.plan is not None:
+        return GivenPlan(read_plan(settings.plan, prepared))
+    if settings.method == "svd":
+        if not statistics:
+            raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
+        return GivenPlan(article_plan(model, sites, statistics, settings.spec, settings.epsilon, track))
+    if settings.method == "quantize":
+        return GivenPlan(uniform_plan(sites, settings.spec))
+    uniform = [uniform_plan(sites, QuantSpec(bits, block)) for bits in BITS for block in BLOCKS]
+    menu = candidates(model, sites, statistics, track)
+    if settings.min_fidelity is not None:
+        largest = allowed_error(prepared.objective, settings.min_fidelity)
+        return FidelityGoal(menu, uniform, largest, settings.min_fidelity)
+    target = target_bytes(settings.target_size or DEFAULT_TARGET, float_bytes)
+    return SizeGoal(menu, uniform, float_bytes, target)
+
+
+def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:
+    """The plan in the JSON file at ``path``, checked against the layers of the network.
+
+    Raises:
+        PlanError: the file is no plan, or names a layer that cannot be compressed.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())
+        raise PlanError(f"cannot read the plan {path}: {line}") from error
+    try:
+        plan = CompressionPlan.from_json(record)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    usable = {site.name: site for site in prepared.sites if site.skip_reason is None}
+    for name, form in plan.forms.items():
+        if name not in usable:
+            raise PlanError(
+                f"{path}: the network has no compressible layer {name!r}; `svd2onnx inspect` lists them"
+            )
+        if problem := form.problem_with(usable[name]):
+            raise PlanError(f"{path}: layer {name!r} cannot be stored as {form}: {problem}")
+    return plan

@@ -1,0 +1,214 @@
+"""What the user wants of the file, and the plan that reaches it: a size, a fidelity, or a plan given outright.
+
+A goal proposes a plan; the pipeline realizes and exports it and tells the outcome; the goal answers with a
+better plan, or with None when it is content. Sizes are those of the finished file, which nobody knows before it
+is written, and fidelities those that a session measures, which the prediction approaches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from svd2onnx.candidates import Candidate
+from svd2onnx.errors import PlanError
+from svd2onnx.knapsack import Option, least_loss, least_size
+from svd2onnx.schema import CompressionPlan
+
+_ROUNDS = 5
+_NEAR = 0.01
+"""A file may stay below its target size by this share."""
+_CLOSE = 0.85
+"""A measured error of so much of what is allowed is worth no further round."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan. ``error`` measures the exported file, so it is called only where needed."""
+
+    file_bytes: int
+    error: Callable[[], float]
+
+
+class Goal(Protocol):
+    """Proposes a first plan, and revises it until it is content."""
+
+    def first(self) -> CompressionPlan: ...
+
+    def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None: ...
+
+    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
+        """The best uniform quantization of no more bytes than the final ``plan``, if there is one."""
+
+
+@dataclass(frozen=True)
+class GivenPlan:
+    """A plan as it is."""
+
+    plan: CompressionPlan
+
+    def first(self) -> CompressionPlan:
+        return self.plan
+
+    def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
+        return None
+
+    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
+        return None
+
+
+class _Planned:
+    """What goals with a menu share: ``menu`` are each layer's candidates, ``uniform`` the plans to beat."""
+
+    def __init__(
+        self, menu: Mapping[str, Sequence[Candidate]], uniform: Sequence[CompressionPlan]
+    ) -> None:
+        self._menu, self._uniform = menu, uniform
+
+    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
+        return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu))
+
+
+class SizeGoal(_Planned):
+    """The least predicted error in a file of at most ``target`` bytes, of ``float_bytes`` in float32."""
+
+    def __init__(
+        self,
+        menu: Mapping[str, Sequence[Candidate]],
+        uniform: Sequence[CompressionPlan],
+        float_bytes: int,
+        target: int,
+    ) -> None:
+        super().__init__(menu, uniform)
+        self._float_bytes, self._target = float_bytes, target
+        self._overhead = float_bytes - sum(_float_size(options) for options in menu.values())
+        self._tried: list[CompressionPlan] = []
+
+    def first(self) -> CompressionPlan:
+        plan = self._within(self._target - self._overhead)
+        if plan is None:
+            least = self._overhead + sum(min(c.size for c in options) for options in self._menu.values())
+            raise PlanError(
+                f"a file of {self._target:,} bytes cannot be reached: the smallest has about {least:,} "
+                f"({least / self._float_bytes:.3f}x), the float32 one {self._float_bytes:,}; "
+                "choose --target-size between"
+            )
+        return plan
+
+    def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
+        self._tried.append(plan)
+        fits = outcome.file_bytes <= self._target
+        if fits and (outcome.file_bytes >= self._target * (1 - _NEAR) or len(self._tried) >= _ROUNDS):
+            return None
+        if len(self._tried) > 2 * _ROUNDS:
+            raise PlanError(f"no plan was found whose file has at most {self._target:,} bytes")
+        self._overhead = outcome.file_bytes - stored_bytes(plan, self._menu)
+        # What a change of forms adds to the graph is not known before, so leave more each time.
+        better = self._within(self._target - self._overhead - 256 * (len(self._tried) - 1))
+        if better is None:
+            return None if fits else self.first()
+        return None if fits and dict(better.forms) == dict(plan.forms) else better
+
+    def _within(self, budget: int) -> CompressionPlan | None:
+        return _plan_of(self._menu, least_loss(_items(self._menu), budget))
+
+
+class FidelityGoal(_Planned):
+    """The smallest file whose measured error is at most ``largest``, for a fidelity of ``asked``."""
+
+    def __init__(
+        self,
+        menu: Mapping[str, Sequence[Candidate]],
+        uniform: Sequence[CompressionPlan],
+        largest: float,
+        asked: float,
+    ) -> None:
+        super().__init__(menu, uniform)
+        self._largest, self._asked = largest, asked
+        self._aim = largest
+        self._reached: tuple[int, CompressionPlan] | None = None
+        self._least = math.inf
+        self._rounds = 0
+
+    def first(self) -> CompressionPlan:
+        plan = _plan_of(self._menu, least_size(_items(self._menu), self._aim))
+        assert plan is not None  # float layers have no error
+        return plan
+
+    def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
+        error = outcome.error()
+        self._rounds += 1
+        self._least = min(self._least, error)
+        if error <= self._largest and (self._reached is None or outcome.file_bytes <= self._reached[0]):
+            self._reached = outcome.file_bytes, plan
+        settled = self._largest * _CLOSE <= error <= self._largest or not plan.forms
+        if self._rounds >= _ROUNDS or settled:
+            return self._settle(plan)
+        self._aim *= 0.97 * self._largest / max(error, self._largest / 4)
+        better = self.first()
+        if dict(better.forms) == dict(plan.forms):
+            return self._settle(plan)
+        return better
+
+    def _settle(self, plan: CompressionPlan) -> CompressionPlan | None:
+        if self._reached is None:
+            raise PlanError(
+                f"a fidelity of {self._asked:g} was not reached: the best of {self._rounds} plans missed it with an "
+                f"error of {self._least:.2g} where {self._largest:.2g} is allowed; ask for less, or keep "
+                "sensitive layers in float with --exclude"
+            )
+        self._rounds = _ROUNDS
+        best = self._reached[1]
+        return None if best is plan else best
+
+
+def allowed_error(objective: str, fidelity: float) -> float:
+    """The mean error that a fidelity allows, see ``svd2onnx_runtime.objectives``.
+
+    Raises:
+        PlanError: the fidelity is not between 0 and 1.
+    """
+    if not 0 < fidelity < 1:
+        raise PlanError(f"a fidelity lies between 0 and 1 (1 is a perfect copy), not {fidelity:g}")
+    return -math.log(fidelity) if objective == "kl" else 1 - fidelity
+
+
+def stored_bytes(plan: CompressionPlan, menu: Mapping[str, Sequence[Candidate]]) -> int:
+    """Bytes of all layers of the menu under ``plan``, the float ones included."""
+    return sum(_candidate(options, plan, name).size for name, options in menu.items())
+
+
+def best_uniform(
+    plans: Sequence[CompressionPlan], menu: Mapping[str, Sequence[Candidate]], budget: int
+) -> CompressionPlan | None:
+    """The uniform plan of the least predicted error among those of at most ``budget`` stored bytes."""
+    priced = []
+    for plan in plans:
+        chosen = {name: _candidate(options, plan, name) for name, options in menu.items()}
+        if sum(c.size for c in chosen.values()) <= budget:
+            errors = {name: c.error for name, c in chosen.items() if c.form}
+            priced.append(CompressionPlan(plan.method, plan.forms, plan.notes, errors))
+    return min(priced, key=lambda plan: plan.predicted_error or 0.0, default=None)
+
+
+def _candidate(options: Sequence[Candidate], plan: CompressionPlan, name: str) -> Candidate:
+    form = plan.forms.get(name)
+    return next(candidate for candidate in options if candidate.form == form)
+
+
+def _float_size(options: Sequence[Candidate]) -> int:
+    return next(candidate.size for candidate in options if candidate.form is None)
+
+
+def _items(menu: Mapping[str, Sequence[Candidate]]) -> list[list[Option]]:
+    return [[Option(candidate.size, candidate.error) for candidate in options] for options in menu.values()]
+
+
+def _plan_of(menu: Mapping[str, Sequence[Candidate]], chosen: list[int] | None) -> CompressionPlan | None:
+    if chosen is None:
+        return None
+    picked = {name: options[i] for (name, options), i in zip(menu.items(), chosen, strict=True)}
+    forms = {name: candidate.form for name, candidate in picked.items() if candidate.form is not None}
+    return CompressionPlan("auto", forms, {}, {name: picked[name].error for name in forms})

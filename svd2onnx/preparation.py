@@ -1,0 +1,80 @@
+"""What every command starts from: the network, its layers, and the batches it is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from svd2onnx import layers as layer_sites
+from svd2onnx.export import infer_dynamic_shapes
+from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, load_model_file
+from svd2onnx.progress import Track, silent
+from svd2onnx.schema import LayerSite
+from svd2onnx.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded network with its layers found, and the calibration batches (one at least)."""
+
+    model_file: ModelFile
+    model: nn.Module
+    sites: Sequence[LayerSite]
+    batches: Sequence[Batch]
+
+    @property
+    def objective(self) -> str:
+        return self.model_file.objective
+
+    @cached_property
+    def evaluation(self) -> list[Batch]:
+        return list(self.model_file.inputs("evaluation"))
+
+    @property
+    def dynamic_shapes(self) -> DynamicShapes:
+        """Those that the model file names, or those in which its batches differ."""
+        return self.model_file.dynamic_shapes or infer_dynamic_shapes(
+            [arguments_of(self.model, batch) for batch in self.batches]
+        )
+
+    @property
+    def example(self) -> Batch:
+        return example_of(self.model, self.batches)
+
+
+def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
+    """Load the model file, take its calibration batches, and find the layers of its network.
+
+    Raises:
+        SourceError: see ``load_model_file`` and ``discover``.
+        PlanError: a pattern matches no layer.
+    """
+    model_file = load_model_file(source, data)
+    model = model_file.build()
+    inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
+    batches = list(track(inputs, "Reading calibration data"))
+    sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
+
+
+def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
+    """Forward's arguments for the exporter, from the largest batch.
+
+    The exporter takes a size of 1 for a constant, so no dynamic dimension may have it.
+    """
+    largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
+    return arguments_of(model, largest)
+
+
+def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """Whole batches until there are at least ``samples`` rows, and one in any case."""
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += next(iter(batch.values())).shape[0]
+        if rows >= samples:
+            return

@@ -1,0 +1,68 @@
+"""What the user asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from svd2onnx.errors import PlanError
+from svd2onnx.schema import QuantSpec
+
+METHODS = ("auto", "quantize", "svd")
+DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
+"""Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
+DEFAULT_TARGET = "0.15x"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See ``svd2onnx compress-export --help``.
+
+    Raises:
+        PlanError: the method is unknown, or settings contradict one another.
+    """
+
+    method: str = "auto"
+    target_size: str | None = None
+    min_fidelity: float | None = None
+    plan: Path | None = None
+    bits: int = 4
+    block_size: int | None = None
+    epsilon: float = 0.1
+    recover: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    calibration_samples: int = 768
+    provider: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise PlanError(f"the method must be one of {METHODS}, not {self.method!r}")
+        goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
+        if len(goals) > 1:
+            raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")
+        if goals and self.method != "auto":
+            raise PlanError(
+                f"--method {self.method} has a rule of its own: leave it out to give a goal or a plan"
+            )
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Of plain quantization and of the article's factors."""
+        return QuantSpec(self.bits, self.block_size or DEFAULT_BLOCKS[self.bits])
+
+
+def target_bytes(text: str, float_bytes: int) -> int:
+    """A size such as "0.15x" (of the float32 file), "40MB" or "12345", in bytes.
+
+    Raises:
+        PlanError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|[kmg]?b)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise PlanError(f"a size is a share such as 0.15x or bytes such as 40MB, not {text!r}")
+    number, unit = float(match[1]), (match[2] or "").upper()
+    return int(number * (float_bytes if unit == "X" else _UNITS[unit]))
