@@ -39,7 +39,7 @@ dynamic_shapes = {
 }
 
 _MAX_TOKENS = 128
-_TEXTS = {"calibration": 768, "recovery": 256, "evaluation": 256}
+_TEXTS = {"calibration": 768, "recovery": 3072, "evaluation": 256}
 _TRAINING_BATCH = 32
 _EVALUATION_BATCH = 64  # an even number: rows 2i and 2i + 1 belong together
 _DOCUMENTED_MODULES = (
@@ -181,22 +181,23 @@ def _batches(texts: list[str], size: int) -> Iterator[dict[str, Tensor]]:
 def _training_texts(split: str, data: Path | None) -> list[str]:
     """Return stdlib passages, every other one an STS-B sentence where there is data.
 
-    A network tuned on the one domain of its evaluation overfits it, hence the mixture.
+    A network tuned on the one domain of its evaluation overfits it, hence the mixture. The further
+    texts of recovery go by length, so that little of their batches is padding.
     """
     texts = _stdlib_texts("calibration")
-    if split == "recovery":
-        texts += _stdlib_texts("recovery")
-    if data is None:
-        return texts
-    pairs = _read_sts(data)
-    middle = len(pairs) // 2
-    held_out = {text for first, second, _ in pairs[middle:] for text in (first, second)}
-    seen = {text: None for first, second, _ in pairs[:middle] for text in (first, second)}
-    sentences = [text for text in seen if text not in held_out]
-    random.Random(0).shuffle(sentences)  # the file is sorted by genre
-    count = min(len(sentences), len(texts) // 2)
-    texts[1 : 2 * count : 2] = sentences[:count]
-    return texts
+    further = _stdlib_texts("recovery") if split == "recovery" else []
+    if data is not None:
+        pairs = _read_sts(data)
+        middle = len(pairs) // 2
+        held_out = {text for first, second, _ in pairs[middle:] for text in (first, second)}
+        seen = {text: None for first, second, _ in pairs[:middle] for text in (first, second)}
+        sentences = [text for text in seen if text not in held_out]
+        random.Random(0).shuffle(sentences)  # the file is sorted by genre
+        count = min(len(sentences), len(texts) // 2)
+        if split == "recovery":
+            further += texts[1 : 2 * count : 2] + sentences[count:]
+        texts[1 : 2 * count : 2] = sentences[:count]
+    return texts + sorted(further, key=len)
 
 
 def _read_sts(data: Path) -> list[tuple[str, str, float]]:
@@ -215,15 +216,23 @@ def _stdlib_texts(split: str) -> list[str]:
     """Return the passages of a split; rows 2i and 2i + 1 follow each other in one section.
 
     A section (a topic of the language reference or a module) belongs to one split, by the checksum
-    of its name, and the sections of a split take turns with a pair of passages each.
+    of its name, and the sections of a split take turns with a pair of passages each. Recovery goes on
+    where calibration ends.
     """
     by_checksum = ("evaluation", "recovery", "calibration", "calibration", "calibration")
-    pairs = []
+    pairs: dict[str, list[list[tuple[str, str]]]] = {name: [] for name in _TEXTS}
     for name, passages in _sections():
-        if by_checksum[zlib.crc32(name.encode()) % len(by_checksum)] == split:
-            pairs.append(list(zip(passages[0::2], passages[1::2], strict=False)))
-    turns = (pair for turn in zip_longest(*pairs) for pair in turn if pair is not None)
-    return [text for pair in turns for text in pair][: _TEXTS[split]]
+        owner = by_checksum[zlib.crc32(name.encode()) % len(by_checksum)]
+        pairs[owner].append(list(zip(passages[0::2], passages[1::2], strict=False)))
+    texts = {name: list(_in_turn(sections)) for name, sections in pairs.items()}
+    texts["recovery"] += texts["calibration"][_TEXTS["calibration"] :]
+    return texts[split][: _TEXTS[split]]
+
+
+def _in_turn(sections: list[list[tuple[str, str]]]) -> Iterator[str]:
+    for turn in zip_longest(*sections):
+        for pair in turn:
+            yield from pair or ()
 
 
 @functools.cache

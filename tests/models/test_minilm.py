@@ -88,7 +88,7 @@ def test_padding_does_not_change_an_embedding(minilm: ModuleType, network: nn.Mo
 
 @pytest.mark.parametrize(
     ("split", "texts", "rows"),
-    [("calibration", 768, 32), ("recovery", 1024, 32), ("evaluation", 256, 64)],
+    [("calibration", 768, 32), ("recovery", 3840, 32), ("evaluation", 256, 64)],
 )
 def test_batches_of_a_split(minilm: ModuleType, split: str, texts: int, rows: int) -> None:
     batches = list(minilm.inputs(split))
