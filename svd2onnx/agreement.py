@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from svd2onnx.loading import Batch, arguments_of
 from svd2onnx.probes import batch_errors
+from svd2onnx.progress import Track, silent
 
 
 def first_output(model: nn.Module, batch: Batch) -> Tensor:
@@ -17,7 +18,7 @@ def first_output(model: nn.Module, batch: Batch) -> Tensor:
     return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
-def mean_error(original: nn.Module, compressed: nn.Module, batches: Sequence[Batch], objective: str) -> float:
+def mean_error(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch], objective: str) -> float:
     """The mean error over all samples of ``batches``, in the units of the objective."""
     errors = []
     with torch.inference_mode():
@@ -25,3 +26,28 @@ def mean_error(original: nn.Module, compressed: nn.Module, batches: Sequence[Bat
             reference, output = (first_output(model, batch) for model in (original, compressed))
             errors.append(batch_errors(objective, reference, output, batch).double())
     return float(torch.cat(errors).mean())
+
+
+def drop_errors(
+    model: nn.Module, means: Mapping[str, Tensor], batch: Batch, objective: str, track: Track = silent
+) -> dict[str, float]:
+    """The mean error with one Linear's outputs constant, as they are at its mean input, by module name.
+
+    ``means`` holds those inputs, [in] each. A few rows of ``batch`` tell it well enough.
+    """
+    errors = {}
+    with torch.inference_mode():
+        reference = first_output(model, batch)
+        for name, mean in track(list(means.items()), "Dropping layers", len(means)):
+            module = model.get_submodule(name)
+
+            def constant(layer: nn.Module, _args: object, output: Tensor, mean: Tensor = mean) -> Tensor:
+                return layer.forward(mean.to(output.dtype)).expand_as(output)
+
+            handle = module.register_forward_hook(constant)
+            try:
+                output = first_output(model, batch)
+            finally:
+                handle.remove()
+            errors[name] = float(batch_errors(objective, reference, output, batch).mean())
+    return errors

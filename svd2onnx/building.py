@@ -71,11 +71,17 @@ class Builder:
         layers = {name: self._known[kind, name, form] for name, form in plan.forms.items()}
         return Build(plan, layers, rewrite(self._prepared.model, self._prepared.sites, layers))
 
-    def error(self, build: Build) -> float:
+    def judged_error(self, build: Build) -> float:
         """The mean error on the judging batches, in PyTorch."""
+        return self._error(build, self._judging)
+
+    def evaluation_error(self, build: Build) -> float:
+        """The mean error on the evaluation split, in PyTorch."""
+        return self._error(build, self._prepared.evaluation)
+
+    def _error(self, build: Build, batches: Sequence[Batch]) -> float:
         prepared = self._prepared
-        batches = list(self._track(self._judging, "Measuring", len(self._judging)))
-        return mean_error(prepared.model, build.network, batches, prepared.objective)
+        return mean_error(prepared.model, build.network, self._track(batches, "Measuring", len(batches)), prepared.objective)
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""

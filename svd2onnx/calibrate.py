@@ -127,6 +127,12 @@ def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     return [fit], [judge]
 
 
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """The first rows of every tensor that has as many as the batch."""
+    size = next(iter(batch.values())).shape[0]
+    return {name: t[:rows] if t.shape[:1] == (size,) else t for name, t in batch.items()}
+
+
 def _draws(batch: Batch) -> int:
     """Probes of a batch: a few samples alone would make the scores noisy."""
     rows = next(iter(batch.values())).shape[0]

@@ -13,7 +13,7 @@ Tables (embeddings) are quantized by rounding to nearest, whole rows at a time, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ def candidates(
     model: nn.Module,
     sites: Sequence[LayerSite],
     statistics: Mapping[str, LayerStatistics],
+    dropped: Mapping[str, float] | None = None,
     track: Track = silent,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
@@ -58,12 +59,15 @@ def candidates(
         sites: those that were found in it.
         statistics: with gradients, as ``calibrate`` gives them for an objective; for a site without, errors
             are relative errors of its weight.
+        dropped: the measured errors of the network with the outputs of one site constant, as ``drop_errors``
+            gives them: no small change, so its prediction is not to be trusted.
         track: shows the progress.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
     def price(site: LayerSite) -> list[Candidate]:
-        return _priced(weight_of(model, site), site, statistics.get(site.name))
+        least = (dropped or {}).get(site.name, 0.0)
+        return _priced(weight_of(model, site), site, statistics.get(site.name), least)
 
     results = track(map_layers(price, usable), "Pricing candidates", len(usable))
     return {site.name: priced for site, priced in zip(usable, results, strict=True)}
@@ -80,7 +84,9 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
     return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]
 
 
-def _priced(weight: Tensor, site: LayerSite, statistics: LayerStatistics | None) -> list[Candidate]:
+def _priced(
+    weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
+) -> list[Candidate]:
     forms = forms_of(site)
     predict = ErrorPredictor(statistics) if statistics else RelativeChange(weight)
     if site.kind == "embedding":
@@ -91,6 +97,9 @@ def _priced(weight: Tensor, site: LayerSite, statistics: LayerStatistics | None)
         Candidate(form, layer.stored_bytes * site.copies, predict(weight - layer.weight()))
         for form, layer in zip(forms, layers, strict=True)
     ]
+    worst = priced[-1]
+    if worst.form == LayerForm():
+        priced[-1] = replace(worst, error=max(worst.error, dropped))
     return [Candidate(None, site.float_bytes, 0.0), *priced]
 
 

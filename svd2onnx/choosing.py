@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.agreement import drop_errors
+from svd2onnx.calibrate import LayerStatistics, first_rows
 from svd2onnx.candidates import BLOCKS, candidates
 from svd2onnx.errors import PlanError
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, SizeGoal, allowed_error
+from svd2onnx.loading import Batch
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.schema import BITS, CompressionPlan, QuantSpec
 from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
 
+_DROP_ROWS = 8
+
 
 def choose_goal(
     prepared: Prepared,
     settings: Settings,
     statistics: Mapping[str, LayerStatistics],
+    judging: Sequence[Batch],
     float_bytes: int,
     track: Track,
 ) -> Goal:
@@ -41,7 +46,10 @@ def choose_goal(
     if settings.method == "quantize":
         return GivenPlan(uniform_plan(sites, settings.spec))
     uniform = [uniform_plan(sites, QuantSpec(bits, block)) for bits in BITS for block in BLOCKS]
-    menu = candidates(model, sites, statistics, track)
+    means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
+    few = first_rows(judging[0], _DROP_ROWS)
+    dropped = drop_errors(model, means, few, prepared.objective, track)
+    menu = candidates(model, sites, statistics, dropped, track)
     if settings.min_fidelity is not None:
         largest = allowed_error(prepared.objective, settings.min_fidelity)
         return FidelityGoal(menu, uniform, largest, settings.min_fidelity)

@@ -103,7 +103,7 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
         click.option(
-            "--calibration-samples", type=click.IntRange(0), default=768, show_default=True,
+            "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
             help="Inputs to calibrate on; 0 does without data.",
         ),
         _DATA,

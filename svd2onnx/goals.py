@@ -32,6 +32,14 @@ class Outcome:
     error: Callable[[], float]
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A uniform plan; ``fits`` tells whether it takes no more bytes than what it is measured against."""
+
+    plan: CompressionPlan
+    fits: bool
+
+
 class Goal(Protocol):
     """Proposes a first plan, and revises it until it is content."""
 
@@ -39,8 +47,8 @@ class Goal(Protocol):
 
     def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None: ...
 
-    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
-        """The best uniform quantization of no more bytes than the final ``plan``, if there is one."""
+    def rival(self, plan: CompressionPlan) -> Rival | None:
+        """The uniform quantization that the final ``plan`` is measured against."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class GivenPlan:
     def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
         return None
 
-    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
+    def rival(self, plan: CompressionPlan) -> Rival | None:
         return None
 
 
@@ -67,7 +75,7 @@ class _Planned:
     ) -> None:
         self._menu, self._uniform = menu, uniform
 
-    def rival(self, plan: CompressionPlan) -> CompressionPlan | None:
+    def rival(self, plan: CompressionPlan) -> Rival | None:
         return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu))
 
 
@@ -182,15 +190,17 @@ def stored_bytes(plan: CompressionPlan, menu: Mapping[str, Sequence[Candidate]])
 
 def best_uniform(
     plans: Sequence[CompressionPlan], menu: Mapping[str, Sequence[Candidate]], budget: int
-) -> CompressionPlan | None:
-    """The uniform plan of the least predicted error among those of at most ``budget`` stored bytes."""
+) -> Rival:
+    """The uniform plan of the least predicted error within ``budget`` stored bytes, else the smallest."""
     priced = []
     for plan in plans:
         chosen = {name: _candidate(options, plan, name) for name, options in menu.items()}
-        if sum(c.size for c in chosen.values()) <= budget:
-            errors = {name: c.error for name, c in chosen.items() if c.form}
-            priced.append(CompressionPlan(plan.method, plan.forms, plan.notes, errors))
-    return min(priced, key=lambda plan: plan.predicted_error or 0.0, default=None)
+        errors = {name: c.error for name, c in chosen.items() if c.form}
+        size = sum(c.size for c in chosen.values())
+        priced.append((size, CompressionPlan(plan.method, plan.forms, plan.notes, errors)))
+    fitting = [(plan.predicted_error or 0.0, plan) for size, plan in priced if size <= budget]
+    pool = fitting or priced
+    return Rival(min(pool, key=lambda entry: entry[0])[1], bool(fitting))
 
 
 def _candidate(options: Sequence[Candidate], plan: CompressionPlan, name: str) -> Candidate:

@@ -15,7 +15,7 @@ from svd2onnx.building import Build, Builder
 from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out
 from svd2onnx.choosing import choose_goal
 from svd2onnx.export import export_float
-from svd2onnx.goals import Goal, Outcome
+from svd2onnx.goals import Goal, Outcome, Rival
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
 from svd2onnx.preparation import Prepared, prepare
@@ -66,7 +66,9 @@ def compress_export(
         export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
         fit, judging = hold_out(prepared.batches)
         statistics = gather_statistics(prepared, settings, fit, judging, track)
-        goal = choose_goal(prepared, settings, statistics, float_draft.stat().st_size, track)
+        goal = choose_goal(
+            prepared, settings, statistics, judging, float_draft.stat().st_size, track
+        )
         builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)
@@ -85,7 +87,7 @@ def compress_export(
             settings=asdict(settings),
             float_bytes=float_draft.stat().st_size,
             file_bytes=draft.stat().st_size,
-            predicted_error=build.plan.predicted_error,
+            predicted_error=predicted_error(build.plan, choice),
             choice=choice,
             strict_relative_error=strict.relative_error,
             strict_fidelity=strict.fidelity,
@@ -133,17 +135,30 @@ def reach(goal: Goal, builder: Builder) -> Build:
     return build
 
 
-def better_of(build: Build, rival: CompressionPlan | None, builder: Builder) -> tuple[Build, Choice | None]:
-    """``build``, or the rival plan of no more bytes where that is measured to be the better one."""
+def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Build, Choice | None]:
+    """``build``, or a rival that fits where that is measured to be the better one."""
     if rival is None:
         return build, None
-    other = builder.build(rival)
-    planned, uniform = builder.error(build), builder.error(other)
-    choice = Choice(planned, uniform, _common_form(rival))
-    if uniform < planned:
+    other = builder.build(rival.plan)
+    expected = rival.plan.predicted_error or 0.0
+    gauge = builder.evaluation_error(other) / expected if expected else 1.0
+    choice = Choice(
+        planned_error=builder.judged_error(build),
+        uniform_error=builder.judged_error(other),
+        uniform_form=_common_form(rival.plan),
+        uniform_fits=rival.fits,
+        gauge=gauge,
+    )
+    if choice.uniform_wins:
         builder.write(other)
         return other, choice
     return build, choice
+
+
+def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | None:
+    """The sum over the layers, times the gauge where there is one."""
+    total = plan.predicted_error
+    return total if total is None or choice is None else total * choice.gauge
 
 
 def _common_form(plan: CompressionPlan) -> str:

@@ -29,18 +29,23 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Choice:
-    """The measured errors of the plan and of the best uniform quantization of no more bytes, on held-out data.
+    """The plan against the best uniform quantization of no more bytes (or the smallest), of ``uniform_form``.
 
-    The one with the lower error is shipped.
+    ``planned_error`` and ``uniform_error`` are measured on held-out calibration data; the lower one is shipped,
+    if both fit. ``gauge`` is the measured over the summed predicted error of the uniform network on the
+    evaluation data: what the prediction does not know, such as how far these are from the calibration data.
+    ``predicted_error`` of the report is the plan's sum times it.
     """
 
     planned_error: float
     uniform_error: float
     uniform_form: str
+    uniform_fits: bool
+    gauge: float
 
     @property
-    def shipped(self) -> str:
-        return "uniform" if self.uniform_error < self.planned_error else "planned"
+    def uniform_wins(self) -> bool:
+        return self.uniform_fits and self.uniform_error < self.planned_error
 
 
 @dataclass(frozen=True)

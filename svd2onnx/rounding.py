@@ -31,7 +31,7 @@ from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
 _COLUMNS = 64
-_DAMPING = 0.03
+_DAMPING = 0.05
 _SIDE_DAMPING = 1.0
 
 

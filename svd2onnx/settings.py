@@ -34,7 +34,7 @@ class Settings:
     recover: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    calibration_samples: int = 768
+    calibration_samples: int = 1024
     provider: str = "auto"
     threads: int | None = None
 

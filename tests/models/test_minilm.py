@@ -88,7 +88,7 @@ def test_padding_does_not_change_an_embedding(minilm: ModuleType, network: nn.Mo
 
 @pytest.mark.parametrize(
     ("split", "texts", "rows"),
-    [("calibration", 768, 32), ("recovery", 3840, 32), ("evaluation", 256, 64)],
+    [("calibration", 1536, 32), ("recovery", 4608, 32), ("evaluation", 256, 64)],
 )
 def test_batches_of_a_split(minilm: ModuleType, split: str, texts: int, rows: int) -> None:
     batches = list(minilm.inputs(split))
@@ -103,7 +103,7 @@ def test_texts_are_distinct_and_evaluation_is_held_out(minilm: ModuleType) -> No
     rows = {split: _token_rows(list(minilm.inputs(split))) for split in SPLITS}
     assert all(len(set(split)) > 0.99 * len(split) for split in rows.values())
     assert not set(rows["evaluation"]) & set(rows["recovery"])
-    assert rows["recovery"][:768] == rows["calibration"]
+    assert rows["recovery"][:1536] == rows["calibration"]
 
 
 def test_texts_are_the_same_ones_when_made_anew(minilm: ModuleType) -> None:
@@ -147,15 +147,29 @@ def test_sts_evaluation_keeps_pairs_and_labels_together(minilm: ModuleType, sts:
     torch.testing.assert_close(scores, torch.arange(50, 100) / 20)
 
 
-def test_sts_training_texts_alternate_and_hold_nothing_out_of_evaluation(
+def test_sts_training_texts_are_mixed_and_hold_nothing_out_of_evaluation(
     minilm: ModuleType, sts: Path
 ) -> None:
     training = minilm._training_texts("calibration", sts)
     sentences = [text for text in training if " text " in text and len(text.split()) == 3]
     expected = {f"{order} text {i}." for order in ("First", "Second") for i in range(50)}
     assert set(sentences) == expected - {"First text 0."}
-    assert training[0:10:2] == minilm._stdlib_texts("calibration")[0:10:2]
-    assert set(training[1:10:2]) <= set(sentences)
+    # 99 sentences, two for each passage, all in the first stretch, which goes by length.
+    assert len(set(training[:256]) & set(minilm._stdlib_texts("calibration"))) == 256 - 99
+    assert training[:256] == sorted(training[:256], key=len)
+
+
+def test_three_words_in_ten_are_foreign(minilm: ModuleType) -> None:
+    ids = torch.randint(1996, 30522, (64, 40), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, 20:] = 101, 0
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    changed = minilm._with_foreign_words(batch)
+    differs = changed["input_ids"] != ids
+    assert 0.25 < float(differs[:, 1:20].float().mean()) < 0.35
+    assert not differs[:, 20:].any()
+    assert not differs[:, 0].any()
+    assert changed["attention_mask"] is batch["attention_mask"]
+    assert torch.equal(changed["input_ids"], minilm._with_foreign_words(batch)["input_ids"])
 
 
 def test_sts_metric_and_spearman_with_ties(minilm: ModuleType) -> None:
