@@ -35,7 +35,9 @@ SAMPLES = 2048
 LARGEST_OUTPUTS = 8192
 """Layers with more outputs (a vocabulary) get no output moment, which would be larger than their weight."""
 HELD_OUT = 6
-_FEW = 16
+PROBES = 512
+"""Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
+MOST_DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,13 @@ def calibrate(
     batches: Iterable[Batch],
     objective: str | None = None,
     held_out: Iterable[Batch] = (),
+    draws: int = 1,
     seed: int = 0,
 ) -> dict[str, LayerStatistics]:
     """Run ``model`` over ``batches`` and gather the statistics of each usable site, by site name.
 
     With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
-    ``held_out``; without it, only mean, covariance and samples of the linear sites.
+    ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of the linear sites.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way.
@@ -96,10 +99,9 @@ def calibrate(
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        _observe(model, owners, batch, objective, False, generator)
+        _observe(model, owners, batch, objective, 0, generator)
     for batch in held_out:
-        for _ in range(_draws(batch)):
-            _observe(model, owners, batch, objective, True, generator)
+        _observe(model, owners, batch, objective, draws, generator)
     for name, gatherer in gatherers.items():
         if not gatherer.sound:
             raise SourceError(
@@ -127,16 +129,16 @@ def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     return [fit], [judge]
 
 
+def probe_draws(judging: Sequence[Batch]) -> int:
+    """How often each held-out sample is probed: more often where they are few."""
+    samples = sum(next(iter(batch.values())).shape[0] for batch in judging)
+    return min(MOST_DRAWS, -(-PROBES // samples))
+
+
 def first_rows(batch: Batch, rows: int) -> Batch:
     """The first rows of every tensor that has as many as the batch."""
     size = next(iter(batch.values())).shape[0]
     return {name: t[:rows] if t.shape[:1] == (size,) else t for name, t in batch.items()}
-
-
-def _draws(batch: Batch) -> int:
-    """Probes of a batch: a few samples alone would make the scores noisy."""
-    rows = next(iter(batch.values())).shape[0]
-    return 2 if rows < _FEW else 1
 
 
 def _observe(
@@ -144,10 +146,10 @@ def _observe(
     owners: dict[nn.Module, _Gatherer],
     batch: Batch,
     objective: str | None,
-    held_out: bool,
+    draws: int,
     generator: torch.Generator,
 ) -> None:
-    """One forward pass and, for an objective, one backward pass of a probe."""
+    """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep."""
     arguments = arguments_of(model, batch)
     size = next(iter(arguments.values())).shape[0]
     mask = batch.get("attention_mask")
@@ -159,7 +161,7 @@ def _observe(
             x = args[0] if args else kwargs["input"]
             # Query, key and value see one tensor: its moments are computed once.
             rows = seen.get(id(x)) or seen.setdefault(id(x), _Rows(x, mask, size, gatherer.is_table))
-            if not held_out and gatherer.moments is not None:
+            if not draws and gatherer.moments is not None:
                 gatherer.moments.add(rows)
             if objective is None:
                 return None
@@ -177,10 +179,12 @@ def _observe(
         with torch.set_grad_enabled(objective is not None):
             output = first_output(model, batch)
             if objective is not None:
-                loss, count = probe(objective, output, batch, generator)
-                loss.backward()  # type: ignore[no-untyped-call]
-                for gatherer, rows, g in gradients:
-                    gatherer.add_gradients(rows, g, count, held_out)
+                for left in range(max(1, draws), 0, -1):
+                    loss, count = probe(objective, output, batch, generator)
+                    loss.backward(retain_graph=left > 1)  # type: ignore[no-untyped-call]
+                    for gatherer, rows, g in gradients:
+                        gatherer.add_gradients(rows, g, count, draws > 0)
+                    gradients.clear()
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ Tables (embeddings) are quantized by rounding to nearest, whole rows at a time, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -22,16 +22,18 @@ from svd2onnx.layers import weight_of
 from svd2onnx.planner import fitting_spec
 from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
-from svd2onnx.schema import BITS, LayerForm, LayerSite, QuantSpec
+from svd2onnx.schema import BITS, CompressedLayer, LayerForm, LayerSite, QuantSpec
 from svd2onnx.score import ErrorPredictor, RelativeChange
 from svd2onnx.workers import map_layers
 
+Predictor = Callable[[Sequence[Tensor]], list[float]]
 BLOCKS = (32, 64, 128)
 FACTOR_BLOCK = 32
 """Ranks are whole blocks, so small blocks give a fine choice of ranks."""
-CORRECTIONS = ((2, 32), (2, 64), (4, 32))
+CORRECTIONS = ((2, 32), (2, 64), (2, 96), (4, 32))
 """Bits of the dense term, and the rank of the 4-bit pair beside it."""
 _PAIR_LIMIT = 0.85
+_TOGETHER = 1 << 25
 _LARGEST_FACTORIZED = 8192
 """A weight with a longer side is a vocabulary's projection: of full rank, and slow to decompose."""
 
@@ -88,19 +90,26 @@ def _priced(
     weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
 ) -> list[Candidate]:
     forms = forms_of(site)
-    predict = ErrorPredictor(statistics) if statistics else RelativeChange(weight)
+    predict: Predictor = ErrorPredictor(statistics) if statistics else RelativeChange(weight)
     if site.kind == "embedding":
-        layers = (realize_table(weight, form) for form in forms)
+        layers = [realize_table(weight, form) for form in forms]
     else:
-        layers = realize_forms(weight, forms, statistics)
+        layers = list(realize_forms(weight, forms, statistics))
     priced = [
-        Candidate(form, layer.stored_bytes * site.copies, predict(weight - layer.weight()))
-        for form, layer in zip(forms, layers, strict=True)
+        Candidate(form, layer.stored_bytes * site.copies, error)
+        for form, layer, error in zip(forms, layers, _errors(predict, weight, layers), strict=True)
     ]
     worst = priced[-1]
     if worst.form == LayerForm():
         priced[-1] = replace(worst, error=max(worst.error, dropped))
     return [Candidate(None, site.float_bytes, 0.0), *priced]
+
+
+def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer]) -> list[float]:
+    """Some layers at a time, because their changes are as large as the weight."""
+    together = max(1, _TOGETHER // weight.numel())
+    parts = (layers[start : start + together] for start in range(0, len(layers), together))
+    return [error for part in parts for error in predict([weight - layer.weight() for layer in part])]
 
 
 def _pairs(shape: tuple[int, ...]) -> Iterator[LayerForm]:

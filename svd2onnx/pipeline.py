@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out
+from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws
 from svd2onnx.choosing import choose_goal
 from svd2onnx.export import export_float
 from svd2onnx.goals import Goal, Outcome, Rival
@@ -122,6 +122,7 @@ def gather_statistics(
         track(fit, "Calibrating", len(fit)),
         objective,
         track(judging, "Probing", len(judging)) if objective else (),
+        probe_draws(judging),
     )
 
 

@@ -14,56 +14,68 @@ smaller than it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from svd2onnx.calibrate import LayerStatistics, ProbedRows
 
-_LARGEST = 1 << 27
-"""Elements of Gamma that are kept, over all samples; larger layers are scored from their rows."""
+_TOGETHER = 1 << 24
+"""Elements of Gamma that are held at a time."""
 
 
 class ErrorPredictor:
-    """The predicted error of changes of one layer, of shape [out, in], or [rows, width] for a table."""
+    """The predicted errors of changes of one layer, of shape [out, in], or [rows, width] for a table.
+
+    Raises:
+        ValueError: the statistics hold no probes.
+    """
 
     def __init__(self, statistics: LayerStatistics) -> None:
         if not statistics.probes:
             raise ValueError("the statistics hold no probes: calibrate for an objective, with batches held out")
         self._statistics = statistics
         self._count = sum(probes.count for probes in statistics.probes)
-        samples = sum(len(probes.lengths) for probes in statistics.probes)
-        self._gammas: Tensor | None = None
-        if statistics.mean is not None:
-            size = statistics.mean.numel() * statistics.probes[0].g.shape[1]
-            if size * samples <= _LARGEST:
-                self._gammas = torch.cat([self._gamma(probes) for probes in statistics.probes])
 
-    def __call__(self, change: Tensor) -> float:
-        """The predicted error of ``change`` = W - W~, in the units of the objective."""
-        if self._gammas is not None:
-            products = self._gammas @ change.float().flatten()
-        else:
-            products = torch.cat([self._products(probes, change) for probes in self._statistics.probes])
-        return float(products.double().square().sum() / (2 * self._count))
+    def __call__(self, changes: Sequence[Tensor]) -> list[float]:
+        """The predicted error of each of ``changes`` = W - W~, in the units of the objective."""
+        totals = torch.zeros(len(changes), dtype=torch.float64)
+        by_rows = self._statistics.mean is None or changes[0].numel() > _TOGETHER
+        for probes in self._statistics.probes:
+            if by_rows:
+                totals += torch.stack([self._from_rows(probes, change) for change in changes])
+            else:
+                totals += self._from_gammas(probes, torch.stack([change.flatten() for change in changes]))
+        return (totals / (2 * self._count)).tolist()
 
-    def _gamma(self, probes: ProbedRows) -> Tensor:
-        """[samples, out * in]."""
-        parts = zip(self._centred(probes).split(probes.lengths), probes.g.split(probes.lengths), strict=True)
-        return torch.stack([(g.float().T @ x).flatten() for x, g in parts])
+    def _from_gammas(self, probes: ProbedRows, changes: Tensor) -> Tensor:
+        """Sums of squares [changes] over the samples; ``changes`` are flat."""
+        parts = list(zip(self._centred(probes).split(probes.lengths), self._gradients(probes), strict=True))
+        step = max(1, _TOGETHER // changes.shape[1])
+        totals = torch.zeros(len(changes), dtype=torch.float64)
+        for start in range(0, len(parts), step):
+            gammas = torch.stack([(g.T @ x).flatten() for x, g in parts[start : start + step]])
+            totals += (gammas @ changes.T).double().square().sum(dim=0)
+        return totals
 
-    def _products(self, probes: ProbedRows, change: Tensor) -> Tensor:
-        """[samples], by way of the rows, some at a time."""
+    def _from_rows(self, probes: ProbedRows, change: Tensor) -> Tensor:
+        """The sum of squares of one change, without Gamma, some rows at a time."""
         is_table = self._statistics.mean is None
         rows = probes.x if is_table else self._centred(probes)
         sums = []
         for x, g in zip(rows.split(1024), probes.g.split(1024), strict=True):
-            output = change[x] if is_table else x @ change.float().T
+            output = change[x] if is_table else x @ change.T
             sums.append((output * g.float()).sum(dim=1))
-        return torch.stack([part.sum() for part in torch.cat(sums).split(probes.lengths)])
+        samples = torch.stack([part.sum() for part in torch.cat(sums).split(probes.lengths)])
+        return samples.double().square().sum()
 
     def _centred(self, probes: ProbedRows) -> Tensor:
         assert self._statistics.mean is not None
         return probes.x.float() - self._statistics.mean.float()
+
+    def _gradients(self, probes: ProbedRows) -> tuple[Tensor, ...]:
+        return probes.g.float().split(probes.lengths)
 
 
 class RelativeChange:
@@ -72,6 +84,7 @@ class RelativeChange:
     def __init__(self, weight: Tensor) -> None:
         self._size = float(weight.double().square().sum())
 
-    def __call__(self, change: Tensor) -> float:
-        """The relative squared error of ``change`` = W - W~."""
-        return float(change.double().square().sum()) / self._size if self._size else 0.0
+    def __call__(self, changes: Sequence[Tensor]) -> list[float]:
+        """The relative squared errors of ``changes`` = W - W~."""
+        size = self._size or 1.0
+        return [float(change.double().square().sum()) / size for change in changes]
