@@ -1,0 +1,48 @@
+"""The second moments of what enters each Linear: H, the sum of x x^T over the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from benchmarks.graphs import input_name, linear_nodes
+from benchmarks.task import Feed
+from svd2onnx_runtime import open_session, run
+
+Moment = NDArray[np.float64]
+
+
+def input_moments(graph: Path, feeds: Iterable[Feed]) -> dict[str, Moment]:
+    """One [in, in] matrix for each tensor of ``graph`` that a Linear takes, by its name.
+
+    Linears that share their input share its matrix; it counts every token of ``feeds``.
+    """
+    model = ir.load(graph)
+    names = list(dict.fromkeys(input_name(node) for node, _ in linear_nodes(model.graph)))
+    values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value}
+    known = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name not in known)
+    moments: dict[str, Moment] = {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.onnx"
+        ir.save(model, path)
+        session = open_session(path, "cpu", threads=_threads())
+        for feed in feeds:
+            outputs: dict[str, Any] = run(session, feed)
+            for name in names:
+                rows = outputs[name].reshape(-1, outputs[name].shape[-1])
+                moments[name] = moments.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
+    return moments
+
+
+def _threads() -> int | None:
+    """As many as torch has been given, so that one setting holds for all."""
+    import torch
+
+    return torch.get_num_threads()
