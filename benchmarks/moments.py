@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.graphs import input_name, linear_nodes
@@ -32,17 +33,10 @@ def input_moments(graph: Path, feeds: Iterable[Feed]) -> dict[str, Moment]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.onnx"
         ir.save(model, path)
-        session = open_session(path, "cpu", threads=_threads())
+        session = open_session(path, "cpu", threads=torch.get_num_threads())  # OMP_NUM_THREADS, if set
         for feed in feeds:
             outputs: dict[str, Any] = run(session, feed)
             for name in names:
                 rows = outputs[name].reshape(-1, outputs[name].shape[-1])
                 moments[name] = moments.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
     return moments
-
-
-def _threads() -> int | None:
-    """As many as torch has been given, so that one setting holds for all."""
-    import torch
-
-    return torch.get_num_threads()

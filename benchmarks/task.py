@@ -83,17 +83,21 @@ def unpadded(feeds: Iterable[Feed]) -> Iterator[Feed]:
     """The same rows, those of one length together, so that no token is padding.
 
     svd2onnx leaves padding out of its moments by the "attention_mask"; no peer does, and its second
-    moments would be those of padding in good part. Batches without such a mask, or with gaps in it,
-    stay as they are.
+    moments would be those of padding in good part. No batch has more rows than the largest of ``feeds``.
+    Batches without such a mask, or with gaps in it, stay as they are.
     """
     by_length: dict[int, list[Feed]] = {}
+    size = 1
     for feed in feeds:
         mask = feed.get("attention_mask")
         if mask is None or mask.ndim != 2 or (np.diff(mask, axis=1) > 0).any():
             yield feed
             continue
+        size = max(size, len(mask))
         for row, length in enumerate(mask.sum(axis=1).tolist()):
             real = {name: a[row, :length] if a.shape == mask.shape else a[row] for name, a in feed.items()}
             by_length.setdefault(length, []).append(real)
     for rows in by_length.values():
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        for start in range(0, len(rows), size):
+            together = rows[start : start + size]
+            yield {name: np.stack([row[name] for row in together]) for name in together[0]}

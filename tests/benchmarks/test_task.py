@@ -37,6 +37,11 @@ def test_rows_are_cut_to_their_length_and_keep_their_labels() -> None:
     assert (long["ids"].tolist(), long["label"].tolist()) == ([[3, 4, 5]], [8])
 
 
+def test_batches_do_not_grow() -> None:
+    feed = {"ids": np.zeros((4, 2)), "attention_mask": np.ones((4, 2), np.int64)}
+    assert [len(batch["ids"]) for batch in unpadded([feed] * 3)] == [4, 4, 4]
+
+
 @pytest.mark.parametrize(
     "feed",
     [{"x": np.zeros((2, 3))}, {"attention_mask": np.array([[0, 1, 1]])}],
