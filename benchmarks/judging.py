@@ -34,7 +34,8 @@ class Judge:
     def errors(self, graph: Path, *, strict: bool) -> tuple[Errors, float | None]:
         """The error of every sample, as the objective counts it, and the model file's metric.
 
-        ``strict`` is the graph as written, in float32; otherwise a default session on the CPU.
+        ``strict`` is the graph as written, in float32, whose metric nobody asks for; otherwise it is a
+        default session on the CPU.
         """
         errors, judged = [], _Metric(self.model_file)
         outputs = _outputs(graph, self.batches, self.threads, strict=strict)
@@ -43,7 +44,8 @@ class Judge:
             mask = token_mask(self.model_file.objective, expected, batch)
             first = next(iter(output.values()))
             errors.append(sample_errors(self.model_file.objective, expected, first, mask))
-            judged.add(output, batch)
+            if not strict:
+                judged.add(output, batch)
         return np.concatenate(errors), judged.result()
 
 
