@@ -20,8 +20,8 @@ class Row:
 
     ``strict``, with its ``standard_error``, is the graph as written, in float32: the weights alone.
     ``deployed`` is a default session on the CPU, and ``metric`` the model file's own in that session.
-    ``seconds`` are those of compressing, on a machine that did other things too. ``failure`` says why
-    the numbers are missing.
+    ``seconds`` are those of compressing, on a machine that did other things too, and without the
+    moments that ``benchmarks.moments`` keeps. ``failure`` says why the numbers are missing.
     """
 
     contender: str

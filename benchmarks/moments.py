@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,18 +12,29 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.graphs import input_name, linear_nodes
-from benchmarks.task import Feed
+from benchmarks.task import Task
 from svd2onnx_runtime import open_session, run
 
 Moment = NDArray[np.float64]
 
 
-def input_moments(graph: Path, feeds: Iterable[Feed]) -> dict[str, Moment]:
-    """One [in, in] matrix for each tensor of ``graph`` that a Linear takes, by its name.
+def input_moments(task: Task) -> dict[str, Moment]:
+    """One [in, in] matrix for each tensor of the graph that a Linear takes, by its name.
 
-    Linears that share their input share its matrix; it counts every token of ``feeds``.
+    Linears that share their input share its matrix; it counts every token of the calibration inputs. A
+    file beside the graph keeps them for the next contender.
     """
-    model = ir.load(graph)
+    kept = task.graph.with_suffix(".moments.npz")
+    if not kept.exists():
+        moments = _computed(task)
+        np.savez(kept, **moments)  # type: ignore[arg-type]
+        return moments
+    with np.load(kept) as file:
+        return dict(file)
+
+
+def _computed(task: Task) -> dict[str, Moment]:
+    model = ir.load(task.graph)
     names = list(dict.fromkeys(input_name(node) for node, _ in linear_nodes(model.graph)))
     values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value}
     known = {value.name for value in model.graph.outputs}
@@ -34,7 +44,7 @@ def input_moments(graph: Path, feeds: Iterable[Feed]) -> dict[str, Moment]:
         path = Path(folder) / "inputs.onnx"
         ir.save(model, path)
         session = open_session(path, "cpu", threads=torch.get_num_threads())  # OMP_NUM_THREADS, if set
-        for feed in feeds:
+        for feed in task.calibration:
             outputs: dict[str, Any] = run(session, feed)
             for name in names:
                 rows = outputs[name].reshape(-1, outputs[name].shape[-1])

@@ -100,7 +100,7 @@ def _gptq(task: Task, block: int, damping: float) -> Choice:
     """onnxsim's column search with the moments of ``task``; ``damping`` as its ``percdamp``."""
     from onnxsim.gptq import _gptq_quantize_columns
 
-    moments = input_moments(task.graph, task.calibration)
+    moments = input_moments(task)
 
     def choose(node: ir.Node, matrix: Matrix, scales: Matrix) -> Matrix:
         arguments = (matrix.T.astype(np.float64), scales.T.astype(np.float64), block)

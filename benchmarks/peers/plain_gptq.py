@@ -36,7 +36,7 @@ def compress(
         order: by falling diagonal of H, the authors' "act-order", with the grids taken beforehand.
         damping: added to the diagonal of H, in parts of its mean.
     """
-    moments = input_moments(task.graph, task.calibration)
+    moments = input_moments(task)
     model = ir.load(task.graph)
     model.graph.opset_imports["com.microsoft"] = 1
     for node, weight in linear_nodes(model.graph):

@@ -100,7 +100,7 @@ def _error(inputs: np.ndarray, weight: np.ndarray, moment: np.ndarray, order: bo
 
 
 def test_moments_are_those_of_what_enters_each_linear(task: Task) -> None:
-    first, second = input_moments(task.graph, task.calibration).values()
+    first, second = input_moments(task).values()
     assert (first.shape, second.shape) == ((64, 64), (128, 128))
     tokens = sum(feed["ids"].size for feed in task.calibration)
     assert np.trace(first) / (64 * tokens) == pytest.approx(1, abs=0.2)  # the table is standard normal
