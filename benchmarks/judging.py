@@ -79,9 +79,13 @@ class _Metric:
     def add(self, output: dict[str, Any], batch: Feed) -> None:
         value = self._metric(output, dict(batch)) if self._metric is not None else {}
         for name, item in (value if isinstance(value, dict) else {"metric": value}).items():
-            self._columns.setdefault(name, []).append(np.atleast_1d(item))
+            # A number counts for every row of its batch, as in svd2onnx_runtime.evaluate.
+            column = item if np.ndim(item) else np.full(len(next(iter(batch.values()))), item)
+            self._columns.setdefault(name, []).append(column)
 
     def result(self) -> float | None:
+        if not self._columns:
+            return None
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         numbers = self._summary(columns) if self._summary is not None else {}
         numbers |= {name: float(column.mean()) for name, column in columns.items() if name not in numbers}
