@@ -23,6 +23,22 @@ def linear_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
             yield node, weight
 
 
+def input_name(node: ir.Node) -> str:
+    """The name of what the MatMul ``node`` multiplies with its weight."""
+    value = node.inputs[0]
+    assert value is not None
+    return str(value.name)
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Store ``tensor`` in ``graph`` under ``name``."""
+    tensor.name = name
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
 def tidy(path: Path) -> None:
     """Rewrite the graph at ``path`` without what would blur a comparison of file sizes.
 

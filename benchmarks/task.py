@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.graphs import linear_nodes, tidy
 from svd2onnx.export import export_float
-from svd2onnx.loading import ModelFile, arguments_of, as_arrays
+from svd2onnx.loading import ModelFile, arguments_of, as_arrays, load_model_file
 from svd2onnx.pipeline import Settings, example_of, prepare
 
 Feed = Mapping[str, NDArray[Any]]
@@ -24,7 +25,7 @@ Feed = Mapping[str, NDArray[Any]]
 class Task:
     """``graph`` is the float32 ONNX file of the network in ``source``.
 
-    ``calibration`` holds the graph's inputs, the very batches that svd2onnx calibrates on. ``kept`` names
+    ``calibration`` holds the graph's inputs, of the very texts that svd2onnx calibrates on. ``kept`` names
     the layers that every contender leaves in float: the embeddings, whose tables have
     ``table_shapes``, and what shares a weight with them. ``linear_weights`` counts the weights that are
     compressed, those that a MatMul holds; ``other_bytes`` are the rest of the file.
@@ -32,7 +33,6 @@ class Task:
 
     source: Path
     data: Path | None
-    model_file: ModelFile
     graph: Path
     calibration: Sequence[Feed]
     calibration_samples: int
@@ -40,6 +40,11 @@ class Task:
     table_shapes: set[tuple[int, ...]]
     linear_weights: int
     other_bytes: int
+
+    @property
+    def model_file(self) -> ModelFile:
+        """Read anew when asked for, so that a task can be sent to another process."""
+        return load_model_file(self.source, self.data)
 
     def bits_per_weight(self, file_bytes: int) -> float:
         """All bytes of a file that the float graph has not elsewhere, as bits for each Linear weight."""
@@ -64,12 +69,35 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     return Task(
         source=source,
         data=data,
-        model_file=prepared.model_file,
         graph=graph,
-        calibration=[as_arrays(batch) for batch in batches],
+        calibration=list(unpadded(as_arrays(batch) for batch in batches)),
         calibration_samples=samples,
         kept=tuple(site.name for site in kept),
         table_shapes={site.shape for site in kept},
         linear_weights=linear_weights,
         other_bytes=graph.stat().st_size - 4 * linear_weights,
     )
+
+
+def unpadded(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """The same rows, those of one length together, so that no token is padding.
+
+    svd2onnx leaves padding out of its moments by the "attention_mask"; no peer does, and its second
+    moments would be those of padding in good part. No batch has more rows than the largest of ``feeds``.
+    Batches without such a mask, or with gaps in it, stay as they are.
+    """
+    by_length: dict[int, list[Feed]] = {}
+    size = 1
+    for feed in feeds:
+        mask = feed.get("attention_mask")
+        if mask is None or mask.ndim != 2 or (np.diff(mask, axis=1) > 0).any():
+            yield feed
+            continue
+        size = max(size, len(mask))
+        for row, length in enumerate(mask.sum(axis=1).tolist()):
+            real = {name: a[row, :length] if a.shape == mask.shape else a[row] for name, a in feed.items()}
+            by_length.setdefault(length, []).append(real)
+    for rows in by_length.values():
+        for start in range(0, len(rows), size):
+            together = rows[start : start + size]
+            yield {name: np.stack([row[name] for row in together]) for name in together[0]}

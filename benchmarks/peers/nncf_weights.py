@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
+from benchmarks.graphs import linear_nodes
 from benchmarks.task import Task
 
 
@@ -33,7 +35,14 @@ def compress(task: Task, output: Path, *, mode: str, block: int | None = None, *
     model = nncf.compress_weights(
         onnx.load(task.graph),
         mode=nncf.CompressWeightsMode[mode],
-        ignored_scope=nncf.IgnoredScope(types=["Gather"], validate=False),
+        ignored_scope=nncf.IgnoredScope(names=_others(task), types=["Gather"], validate=False),
         **options,
     )
     onnx.save(model, output)
+
+
+def _others(task: Task) -> list[str]:
+    """The MatMuls that are no Linear of the comparison: a head that shares its weight with a table."""
+    graph = ir.load(task.graph).graph
+    linear = {node.name for node, _ in linear_nodes(graph)}
+    return [str(node.name) for node in graph if node.op_type == "MatMul" and node.name not in linear]

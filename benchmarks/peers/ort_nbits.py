@@ -25,6 +25,7 @@ def compress(
     block: int,
     symmetric: bool = False,
     qdq: bool = False,
+    mse: bool = False,
 ) -> None:
     """Quantize every MatMul with a constant weight.
 
@@ -36,6 +37,7 @@ def compress(
         block: weights that share a scale.
         symmetric: without zero points, for "default" and "gptq".
         qdq: DequantizeLinear and MatMul in place of the contrib operator, for "default".
+        mse: search the scale, for "gptq".
     """
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
@@ -56,7 +58,9 @@ def compress(
     elif algorithm == "k_quant":
         configuration = nbits.KQuantWeightOnlyQuantConfig(customized_weight_config=by_node)
     else:
-        configuration = nbits.GPTQWeightOnlyQuantConfig(_Reader(task.calibration))
+        # In steps of its blocks, because it takes a block's scale from weights that are up to date
+        # only where a step begins. Its "actorder" permutes the weights and not their scales.
+        configuration = nbits.GPTQWeightOnlyQuantConfig(_Reader(task.calibration), block_size=block, mse=mse)
         # Its code asks for this field, which its configuration does not set.
         configuration.customized_weight_config = None
     quantizer = nbits.MatMulNBitsQuantizer(

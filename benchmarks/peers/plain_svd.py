@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.graphs import linear_nodes
+from benchmarks.graphs import initializer, linear_nodes
 from benchmarks.task import Task
 
 
@@ -34,9 +34,7 @@ def compress(task: Task, output: Path, *, share: float) -> None:
 
 def _factor(graph: ir.Graph, node: ir.Node, name: str, matrix: np.ndarray) -> ir.Value:
     """Store ``matrix`` as float16 and return it as float32, by a Cast that onnxruntime folds at load."""
-    tensor = ir.Tensor(np.ascontiguousarray(matrix, np.float16), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
+    value = initializer(graph, name, ir.Tensor(np.ascontiguousarray(matrix, np.float16), name=name))
     cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{name}/Cast")
     cast.outputs[0].name = f"{name}.float32"
     graph.insert_before(node, cast)

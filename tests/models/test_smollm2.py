@@ -83,6 +83,11 @@ def test_loss_is_that_of_the_following_real_tokens(smollm2: ModuleType) -> None:
     assert perplexity == pytest.approx(expected.double().mean().exp().item(), rel=1e-5)
 
 
+def test_origin_of_the_weights_is_told(smollm2: ModuleType) -> None:
+    assert "dequantized Q4_1" in smollm2.remark
+    assert "dequantized Q4_1" in smollm2.__doc__
+
+
 @needs_weights
 @pytest.mark.slow
 def test_splits_have_whole_pieces_and_recovery_begins_with_calibration(smollm2: ModuleType) -> None:
