@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.quantize import encode, quantize, search_steps
-from svd2onnx.rounding import damp, gptq_codes, round_second_order
+from svd2onnx.rounding import Curvature, damp, gptq_codes, round_second_order, widened
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
 
@@ -17,6 +18,10 @@ def correlated_inputs(seed: int, width: int, count: int = 512) -> Tensor:
     strong = torch.randn(count, 4, generator=generator) @ torch.randn(4, width, generator=generator) * 3
     own = torch.randn(count, width, generator=generator) * torch.linspace(0.2, 2, width)
     return (strong + own).double()
+
+
+def limits_of(spec: QuantSpec, rows: int) -> Tensor:
+    return torch.tensor(spec.code_range, dtype=torch.float32).repeat(rows, 1)
 
 
 def output_error(tensor: QuantizedTensor, weight: Tensor, moment: Tensor) -> float:
@@ -32,22 +37,25 @@ def test_outputs_are_kept_better_than_by_rounding_to_nearest(bits: int, share: f
     moment = x.T @ x / len(x)
     weight = torch.randn(64, width, generator=torch.Generator().manual_seed(1))
     nearest = quantize(weight, spec, moment.diagonal())
-    ours = round_second_order(weight, spec, moment)
+    (ours,) = round_second_order(weight, [spec], Curvature(damp(moment, 0.01)))
     assert output_error(ours, weight, moment) < share * output_error(nearest, weight, moment)
 
 
 def test_with_uncorrelated_inputs_it_is_rounding_to_nearest() -> None:
     spec = QuantSpec(4, 32)
     weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(0))
-    scale = search_steps(weight, spec)[0]
-    moment = torch.diag(torch.linspace(1, 2, 96, dtype=torch.float64))
-    assert torch.equal(gptq_codes(weight, scale, spec, moment), encode(weight, scale, spec))
+    steps = search_steps(weight, spec)[0]
+    curvature = Curvature(torch.diag(torch.linspace(1, 2, 96, dtype=torch.float64)))
+    codes = gptq_codes(weight, widened(steps, spec, 96), limits_of(spec, 32), curvature)
+    assert torch.equal(codes.to(torch.int8), encode(weight, steps, spec))
 
 
 def test_two_columns_by_hand() -> None:
     """w = (0.4, 0.4), both scales 1, strongly correlated: one rounds down, the other up to make up for it."""
     moment = torch.tensor([[1.1, 1.0], [1.0, 1.0]], dtype=torch.float64)
-    codes = gptq_codes(torch.tensor([[0.4, 0.4]]), torch.ones(1, 1), QuantSpec(4, 32), moment)
+    codes = gptq_codes(
+        torch.tensor([[0.4, 0.4]]), torch.ones(1, 2), limits_of(QuantSpec(4, 32), 1), Curvature(moment)
+    )
     assert codes.tolist() == [[0, 1]]
 
 
@@ -57,7 +65,7 @@ def test_codes_stay_in_range_on_singular_moments(seed: int, bits: int, width: in
     """Fewer samples than columns: the moment has no inverse of its own."""
     spec, x = QuantSpec(bits, 32), correlated_inputs(seed, width, count=8)
     weight = torch.randn(16, width, generator=torch.Generator().manual_seed(seed))
-    tensor = round_second_order(weight, spec, x.T @ x / 8)
+    (tensor,) = round_second_order(weight, [spec], Curvature(damp(x.T @ x / 8, 0.01)))
     low, high = spec.code_range
     assert low <= int(tensor.codes.min())
     assert int(tensor.codes.max()) <= high
@@ -66,7 +74,8 @@ def test_codes_stay_in_range_on_singular_moments(seed: int, bits: int, width: in
 
 def test_an_input_that_is_always_zero_does_no_harm() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    tensor = round_second_order(weight, QuantSpec(4, 32), torch.zeros(64, 64, dtype=torch.float64))
+    dead = LayerStatistics(8, torch.zeros(64), torch.zeros(64, 64, dtype=torch.float64))
+    (tensor,) = round_second_order(weight, [QuantSpec(4, 32)], Curvature.of(dead))
     assert torch.isfinite(tensor.dequantize()).all()
 
 
