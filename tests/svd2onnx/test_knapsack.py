@@ -27,9 +27,7 @@ def everything(items: Menu) -> list[tuple[int, float]]:
 def largest_step(items: Menu) -> tuple[int, float]:
     """The most bytes, and the most loss, between neighbours on a hull."""
     steps = [
-        (o[b].size - o[a].size, o[a].loss - o[b].loss)
-        for o in items
-        for a, b in itertools.pairwise(hull(o))
+        (o[b].size - o[a].size, o[a].loss - o[b].loss) for o in items for a, b in itertools.pairwise(hull(o))
     ]
     return max((s for s, _ in steps), default=0), max((loss for _, loss in steps), default=0.0)
 
@@ -78,9 +76,7 @@ falling = st.sets(st.integers(1, 30), min_size=1, max_size=4).map(lambda gains: 
 def test_it_is_exact_where_steps_cost_the_same_and_gain_less_and_less(
     gains: list[list[int]], budget: int
 ) -> None:
-    items = [
-        [Option(step, float(sum(own[step:]))) for step in range(len(own) + 1)] for own in gains
-    ]
+    items = [[Option(step, float(sum(own[step:]))) for step in range(len(own) + 1)] for own in gains]
     chosen = least_loss(items, budget)
     assert chosen is not None
     assert totals(items, chosen)[1] == min(loss for size, loss in everything(items) if size <= budget)

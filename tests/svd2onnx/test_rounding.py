@@ -82,3 +82,65 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
 def test_damping_makes_a_singular_moment_definite() -> None:
     moment = torch.ones(8, 8, dtype=torch.float64)
     assert float(torch.linalg.eigvalsh(damp(moment, 0.01)).min()) == pytest.approx(0.01, rel=1e-6)
+
+
+def two_sided(rows: int, width: int) -> Curvature:
+    x, g = correlated_inputs(0, width), correlated_inputs(1, rows)
+    return Curvature(damp(x.T @ x / len(x), 0.05), damp(g.T @ g / len(g), 1.0).float())
+
+
+ALL_SPECS = [QuantSpec(bits, block) for bits in (8, 4, 2) for block in (32, 128)]
+
+
+@settings(deadline=None, max_examples=3)
+@given(st.integers(0, 2**16), st.sampled_from([40, 70, 130]), st.booleans())
+def test_settings_rounded_together_are_those_rounded_alone(seed: int, width: int, both_sides: bool) -> None:
+    weight = torch.randn(12, width, generator=torch.Generator().manual_seed(seed))
+    curvature = two_sided(12, width)
+    if not both_sides:
+        curvature = Curvature(curvature.inputs)
+    together = round_second_order(weight, ALL_SPECS, curvature)
+    for spec, tensor in zip(ALL_SPECS, together, strict=True):
+        (alone,) = round_second_order(weight, [spec], curvature)
+        assert tensor.spec == spec
+        assert torch.equal(alone.codes, tensor.codes)
+        assert torch.equal(alone.steps, tensor.steps)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_the_outputs_side_counts(bits: int) -> None:
+    """The two-sided error is lower where the rounding knows both sides."""
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    curvature = two_sided(24, 96)
+    assert curvature.outputs is not None
+    losses = []
+    for known in (curvature, Curvature(curvature.inputs)):
+        (tensor,) = round_second_order(weight, [QuantSpec(bits, 32)], known)
+        change = (weight - tensor.dequantize()).double()
+        losses.append(float((curvature.outputs.double() @ change @ curvature.inputs * change).sum()))
+    assert losses[0] < 0.95 * losses[1]
+
+
+def test_what_is_stored_is_what_was_rounded() -> None:
+    """Codes lie on the steps that the file holds, so none is further than the clipping from its weight."""
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    (tensor,) = round_second_order(weight, [QuantSpec(8, 32)], Curvature.identity(64))
+    low, high = tensor.spec.code_range
+    steps = widened(tensor.steps, tensor.spec, 64)
+    inside = (tensor.codes > low) & (tensor.codes < high)
+    assert bool(((weight - tensor.dequantize()).abs() <= 0.5001 * steps.abs())[inside].all())
+    assert int(inside.sum()) > 400
+
+
+def test_a_curvature_mixes_both_moments_evenly() -> None:
+    """Each moment counts as much as the other, whatever its units; damping makes it definite."""
+    first = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    second = 1e6 * torch.diag(torch.tensor([0.0, 1.0]))
+    mean = torch.zeros(2, dtype=torch.float64)
+    statistics = LayerStatistics(8, mean, first, None, torch.eye(3) * 5, second)
+    curvature = Curvature.of(statistics, damping=0.1)
+    torch.testing.assert_close(curvature.inputs, torch.eye(2).double() * 2.2)
+    torch.testing.assert_close(curvature.outputs, torch.eye(3) * 2)
+    bare = Curvature.of(LayerStatistics(8, mean, first), damping=0.1)
+    torch.testing.assert_close(bare.inputs, torch.diag(torch.tensor([2.1, 0.1])).double())
+    assert bare.outputs is None
