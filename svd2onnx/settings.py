@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def target_bytes(text: str, float_bytes: int) -> int:
         PlanError: the text is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|[kmg]?b)?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < math.inf:
         raise PlanError(f"a size is a share such as 0.15x or bytes such as 40MB, not {text!r}")
     number, unit = float(match[1]), (match[2] or "").upper()
     return int(number * (float_bytes if unit == "X" else _UNITS[unit]))
