@@ -1,0 +1,60 @@
+"""Settings that contradict one another are refused; sizes are read as people write them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd2onnx.errors import PlanError
+from svd2onnx.schema import QuantSpec
+from svd2onnx.settings import Settings, target_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.15x", 150_000),
+        ("1X", 1_000_000),
+        (" .5 x ", 500_000),
+        ("12345", 12_345),
+        ("40MB", 40_000_000),
+        ("1.5kb", 1_500),
+        ("2 GB", 2_000_000_000),
+        ("7B", 7),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert target_bytes(text, 1_000_000) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "0x", "0", "-1MB", "0.1y", "1e6", "nan", "10%", "1 2", "9" * 400])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(PlanError, match="a size is a share such as"):
+        target_bytes(text, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "goals",
+    [
+        {"target_size": "0.1x", "min_fidelity": 0.9},
+        {"target_size": "0.1x", "plan": Path("a.json")},
+        {"min_fidelity": 0.0, "plan": Path("a.json")},
+    ],
+    ids=lambda goals: "+".join(goals),
+)
+def test_two_goals_are_refused(goals: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="are different goals"):
+        Settings(**goals)
+
+
+@pytest.mark.parametrize("method", ["quantize", "svd"])
+@pytest.mark.parametrize("goal", [{"target_size": "0.1x"}, {"min_fidelity": 0.9}, {"plan": Path("a.json")}])
+def test_goals_belong_to_the_planner(method: str, goal: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=f"--method {method} has a rule of its own"):
+        Settings(method=method, **goal)
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, 128), (4, 32), (2, 32)])
+def test_the_block_size_follows_the_bits_unless_given(bits: int, block: int) -> None:
+    assert Settings(bits=bits).spec == QuantSpec(bits, block)
+    assert Settings(bits=bits, block_size=64).spec == QuantSpec(bits, 64)
