@@ -193,12 +193,19 @@ class LayerForm:
         unknown = set(record) - {"dense", "rank", "factors"}
         if unknown:
             raise PlanError(f"a layer form has dense, rank and factors, not {sorted(unknown)}")
-        dense, factors = record.get("dense"), record.get("factors")
-        return cls(
+        dense, factors, rank = record.get("dense"), record.get("factors"), record.get("rank", 0)
+        if not isinstance(rank, int):
+            raise PlanError(f"the rank must be a whole number, not {rank!r}")
+        form = cls(
             dense=QuantSpec(**dense) if dense else None,
-            rank=int(record.get("rank", 0)),
+            rank=rank,
             factors=QuantSpec(**factors) if factors else None,
         )
+        # 4.0 and True equal integers, but are none where codes are counted.
+        numbers = [rank, *(number for spec in form.specs for number in (spec.bits, spec.block_size))]
+        if any(type(number) is not int for number in numbers):
+            raise PlanError(f"rank, bits and block_size must be whole numbers, not {numbers}")
+        return form
 
 
 @dataclass(frozen=True)
