@@ -21,9 +21,7 @@ def test_the_mean_is_over_all_samples(objective: str) -> None:
     """Batches of 12 and 7 rows: not the mean of their means."""
     network, other = seeded(Mlp), perturbed()
     batches = batches_of(network)
-    errors = [
-        sample_errors(objective, network(b["x"]).numpy(), other(b["x"]).numpy()) for b in batches
-    ]
+    errors = [sample_errors(objective, network(b["x"]).numpy(), other(b["x"]).numpy()) for b in batches]
     expected = np.concatenate(errors).mean()
     assert mean_error(network, other, batches, objective) == pytest.approx(expected, rel=1e-5)
     assert mean_error(network, network, batches, objective) == 0

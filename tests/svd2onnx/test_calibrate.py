@@ -199,7 +199,9 @@ def test_gradient_moments_are_those_of_the_definition(objective: str, masked: bo
         for g, row, m in zip(gradients, x, mask, strict=True)
     ]
     expected = sum(gamma.T @ gamma for gamma in gammas) / count
-    torch.testing.assert_close(known.gradient_moment.double(), expected, rtol=1e-4, atol=1e-4 * expected.max())
+    torch.testing.assert_close(
+        known.gradient_moment.double(), expected, rtol=1e-4, atol=1e-4 * expected.max()
+    )
     g = gradients[mask.bool()]
     torch.testing.assert_close(known.output_moment, g.T @ g / count, rtol=1e-4, atol=1e-6)
     assert known.probes == ()
@@ -380,7 +382,9 @@ def test_a_single_batch_is_split_by_its_rows(rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "batch", [{"x": torch.zeros(1, 3)}, {"x": torch.zeros(4, 3), "scale": torch.zeros(2)}], ids=["row", "shared"]
+    "batch",
+    [{"x": torch.zeros(1, 3)}, {"x": torch.zeros(4, 3), "scale": torch.zeros(2)}],
+    ids=["row", "shared"],
 )
 def test_a_batch_that_cannot_be_split_serves_for_both(batch: Batch) -> None:
     assert hold_out([batch]) == ([batch], [batch])

@@ -123,7 +123,9 @@ def test_layers_without_gradients_are_priced_by_their_weights(calibrated: bool) 
     (site,) = (site for site in found if site.name == "tied.middle")
     errors = {option.form: option.error for option in menu["tied.middle"]}
     assert errors[LayerForm()] == pytest.approx(1)
-    layers = realize(network, [site], CompressionPlan("auto", {site.name: LayerForm(QuantSpec(4, 32))}), statistics)
+    layers = realize(
+        network, [site], CompressionPlan("auto", {site.name: LayerForm(QuantSpec(4, 32))}), statistics
+    )
     weight = weight_of(network, site)
     change = weight - layers[site.name].weight()
     expected = float(change.square().sum() / weight.square().sum())

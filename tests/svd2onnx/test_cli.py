@@ -186,8 +186,13 @@ NAN = "    network = Network()\n    network.first.weight.data[0, 0] = float('nan
         (("import torch", "import torch"), ("--exclude", "norm"), ("'norm'", "matches none")),
         (("import torch", "import torch"), ("--exclude", "*"), ("can be compressed",)),
         (("import torch", "import torch"), ("--method", "svd", "--epsilon", "0"), ("epsilon",)),
+        (("import torch", "import torch"), ("--target-size", "0.01x"), ("smallest has about",)),
+        (("import torch", "import torch"), ("--min-fidelity", "2"), ("between 0 and 1", "2")),
+        (("import torch", "import torch"), ("--plan", "missing.json"), ("cannot read", "missing.json")),
+        (("import torch", "import torch"), ("--plan", "a", "--target-size", "1x"), ("different goals",)),
+        (("import torch", "import torch"), ("--method", "svd", "--plan", "a"), ("rule of its own",)),
     ],
-    ids="nan build type forward objective names metric data folder include exclude all epsilon".split(),
+    ids="nan build type forward objective names metric data folder include exclude all epsilon size fidelity plan goals method".split(),
 )
 def test_a_failure_on_the_way(
     write_model_file: Write, tmp_path: Path, change: tuple[str, str], options: tuple, parts: tuple

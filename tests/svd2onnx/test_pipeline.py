@@ -15,10 +15,12 @@ from svd2onnx.errors import PlanError, SourceError, VerificationError
 from svd2onnx.inspection import inspect_layers
 from svd2onnx.pipeline import compress_export
 from svd2onnx.preparation import example_of, prepare
-from svd2onnx.report import LatencyReport
+from svd2onnx.report import CompressionReport, LatencyReport
+from svd2onnx.schema import PLAN_FORMAT
 from svd2onnx.settings import Settings
 from svd2onnx.timing import without_padding
 from svd2onnx_runtime import open_session, run
+from tests.svd2onnx.conftest import MODEL_FILE
 from tests.svd2onnx.networks import Mlp
 
 Write = Callable[..., Path]
@@ -120,6 +122,137 @@ def test_dynamic_dimensions_are_found_where_the_file_names_none(
     for shape in ((1, 1), (3, 20)):
         (output,) = run(session, {"ids": np.ones(shape, np.int64)}).values()
         assert output.shape == (*shape, 64)
+
+
+# The planner, on the same small network.
+
+
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompressionReport]:
+    """(file, report) of one run for a size of 0.3 of the float32 file."""
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "network.py").write_text(MODEL_FILE)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        quiet(monkeypatch)
+        settings = Settings(target_size="0.3x", provider="cpu")
+        return folder / "out.onnx", compress_export(folder / "network.py", folder / "out.onnx", settings)
+
+
+def test_the_planned_file_has_the_size_asked_for(planned: tuple[Path, CompressionReport]) -> None:
+    output, report = planned
+    assert report.method in ("auto", "quantize")
+    assert output.stat().st_size == report.file_bytes
+    # Three layers leave few choices of size: within a tenth.
+    assert 0.27 * report.float_bytes <= report.file_bytes <= 0.3 * report.float_bytes
+    assert report.certificate.ok
+    assert report.warnings == ()
+
+
+def test_the_planned_file_is_predicted_and_not_worse_than_plain_quantization(
+    planned: tuple[Path, CompressionReport],
+) -> None:
+    report = planned[1]
+    assert report.predicted_error is not None
+    assert report.choice is not None
+    assert 0.5 < report.strict_error / report.predicted_error < 2
+    assert report.choice.uniform_form.startswith("int")
+    shipped = "quantize" if report.choice.uniform_wins else "auto"
+    assert report.method == shipped
+    priced = [layer.predicted_error for layer in report.layers if layer.form != "float"]
+    assert all(error is not None and error > 0 for error in priced)
+    assert sum(priced) * report.choice.gauge == pytest.approx(report.predicted_error)
+
+
+def test_the_plan_beside_the_file_makes_the_same_file(
+    planned: tuple[Path, CompressionReport], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(monkeypatch)
+    output, report = planned
+    settings = Settings(plan=Path(f"{output}.plan.json"), provider="cpu")
+    again = compress_export(model_file, tmp_path / "again.onnx", settings)
+    assert again.sha256 == report.sha256
+    assert {layer.name: layer.form for layer in again.layers} == {
+        layer.name: layer.form for layer in report.layers
+    }
+    # A plan may have been edited, so nothing is predicted and nothing else is shipped in its place.
+    assert (again.predicted_error, again.choice) == (None, None)
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_a_fidelity_is_reached_by_the_file_as_deployed(model_file: Path, tmp_path: Path) -> None:
+    report = compress_export(model_file, tmp_path / "a.onnx", Settings(min_fidelity=0.97, provider="cpu"))
+    assert report.deployed.fidelity >= 0.97
+    assert report.file_bytes < 0.3 * report.float_bytes
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_doing_without_data_is_told(model_file: Path, tmp_path: Path) -> None:
+    settings = Settings(target_size="0.3x", calibration_samples=0, provider="cpu")
+    report = compress_export(model_file, tmp_path / "a.onnx", settings)
+    (warning,) = report.warnings
+    assert warning.startswith("no calibration data")
+    assert report.file_bytes <= 0.3 * report.float_bytes
+    assert report.deployed.fidelity > 0.9
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_a_layer_of_rank_zero_leaves_what_feeds_it_dead(model_file: Path, tmp_path: Path) -> None:
+    """The exporter drops the table, whose rows nobody reads any more: that is no lost layer."""
+    plan = tmp_path / "plan.json"
+    spec = {"bits": 4, "block_size": 32}
+    layers = {"table": {"dense": spec}, "first": {}, "second": {"dense": spec}}
+    plan.write_text(json.dumps({"format": PLAN_FORMAT, "layers": layers}))
+    report = compress_export(model_file, tmp_path / "a.onnx", Settings(plan=plan, provider="cpu"))
+    assert {layer.name: layer.form for layer in report.layers} == {
+        "table": "int4/32",
+        "first": "rank 0",
+        "second": "int4/32",
+        "norm": "float",
+    }
+    session = open_session(tmp_path / "a.onnx", "cpu")
+    (output,) = run(session, {"ids": np.ones((3, 4), np.int64)}).values()
+    assert output.shape == (3, 4, 64)
+    assert report.file_bytes < 0.2 * report.float_bytes
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_a_second_output_that_no_gradient_reaches_is_planned_too(
+    write_model_file: Write, tmp_path: Path
+) -> None:
+    source = write_model_file(
+        add="class Both(Network):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.other = nn.Linear(64, 64)\n"
+        "    def forward(self, ids):\n        return super().forward(ids), self.other(self.table(ids))\n\n"
+        "def build():\n    torch.manual_seed(0)\n    return Both()\n\nmetric = None\n",
+    )
+    report = compress_export(source, tmp_path / "a.onnx", Settings(target_size="0.3x", provider="cpu"))
+    assert report.file_bytes <= 0.3 * report.float_bytes
+    forms = {layer.name: layer.form for layer in report.layers}
+    # Its error is that of its weight, so it is not dropped although the first output would not mind.
+    assert forms["other"] != "rank 0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (Settings(target_size="0.01x"), "cannot be reached: the smallest has about"),
+        (Settings(target_size="much"), "a size is a share such as"),
+        (Settings(min_fidelity=1.5), "a fidelity lies between 0 and 1"),
+        (Settings(plan=Path("missing.json")), "cannot read the plan missing.json"),
+        (Settings("svd", calibration_samples=0), "measures each layer on calibration data"),
+    ],
+    ids=["size", "no size", "fidelity", "plan", "svd without data"],
+)
+def test_goals_that_cannot_be_met_leave_no_file(
+    model_file: Path, tmp_path: Path, settings: Settings, part: str
+) -> None:
+    with pytest.raises(PlanError, match=part):
+        compress_export(model_file, tmp_path / "a.onnx", settings)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["network.py"]
 
 
 def failing(*_: object, **__: object) -> None:
