@@ -13,7 +13,7 @@ from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Factorization, Weighting, factorize
 from svd2onnx.progress import Track, silent
 from svd2onnx.quantize import quantize
-from svd2onnx.rounding import Curvature, round_second_order
+from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx.workers import map_layers
 
@@ -44,7 +44,10 @@ def realize(
 
 
 def realize_forms(
-    weight: Tensor, forms: Sequence[LayerForm], statistics: LayerStatistics | None
+    weight: Tensor,
+    forms: Sequence[LayerForm],
+    statistics: LayerStatistics | None,
+    sweeps: int = SWEEPS,
 ) -> Iterator[CompressedLayer]:
     """The stored tensors of one Linear's weight [out, in] in each of ``forms``, in their order.
 
@@ -53,7 +56,7 @@ def realize_forms(
     """
     curvature = Curvature.of(statistics) if statistics else None
     specs = [form.dense for form in forms if form.dense and not form.factors]
-    dense = iter(_rounded(weight, specs, curvature))
+    dense = iter(_rounded(weight, specs, curvature, sweeps))
     weighting: Weighting | None = None
     factors: Factorization | None = None
     whole = curvature or Curvature.identity(weight.shape[1])
@@ -87,11 +90,11 @@ def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
 
 
 def _rounded(
-    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None
+    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int
 ) -> Iterator[QuantizedTensor]:
     together = max(1, _BATCHED // weight.numel())
     for start in range(0, len(specs), together):
-        yield from round_second_order(weight, specs[start : start + together], curvature)
+        yield from round_second_order(weight, specs[start : start + together], curvature, sweeps)
 
 
 def _with_shift(

@@ -30,6 +30,7 @@ from svd2onnx.descent import descend
 from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
+SWEEPS = 4
 _COLUMNS = 64
 _DAMPING = 0.05
 _SIDE_DAMPING = 1.0
@@ -77,9 +78,12 @@ class Curvature:
 
 
 def round_second_order(
-    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None
+    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int = SWEEPS
 ) -> list[QuantizedTensor]:
-    """``weight`` [rows, columns] rounded to each of ``specs``; to nearest without a curvature."""
+    """``weight`` [rows, columns] rounded to each of ``specs``; to nearest without a curvature.
+
+    ``sweeps`` are those of the descent: more are slower and better.
+    """
     if curvature is None:
         return [quantize(weight, spec) for spec in specs]
     rows, columns = weight.shape
@@ -101,6 +105,7 @@ def round_second_order(
             limits[coarse],
             curvature.inputs.float(),
             curvature.outputs,
+            sweeps,
         )
     return [
         QuantizedTensor(c.to(torch.int8), grid.store(s), spec, grid.unit)
