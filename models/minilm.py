@@ -204,7 +204,7 @@ def _training_texts(split: str, data: Path | None) -> list[str]:
 
 
 def _by_length(texts: list[str], stretch: int = 256) -> list[str]:
-    """Sort stretches of texts, so that little of a batch is padding, and the first batches see a bit of all."""
+    """Sort stretches of texts: little of a batch is padding, and the first batches see a bit of all."""
     parts = (texts[start : start + stretch] for start in range(0, len(texts), stretch))
     return [text for part in parts for text in sorted(part, key=len)]
 

@@ -78,7 +78,7 @@ def candidates(
 
 
 def forms_of(site: LayerSite) -> list[LayerForm]:
-    """The compressed forms that suit the shape of ``site``, dense ones first; smaller than float in all copies."""
+    """The compressed forms that suit ``site``, dense ones first, and take fewer bytes than float."""
     dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
     forms = [LayerForm(dense=spec) for spec in dense]
     if site.kind == "linear":

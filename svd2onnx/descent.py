@@ -82,4 +82,3 @@ def _accepted(
         worse = (move * (2 * slope + curvature * effect[part])).sum(0) >= 0
         move, effect = move * ~worse, effect * ~worse
     return move, effect
-

@@ -61,7 +61,7 @@ def realize_forms(
     factors: Factorization | None = None
     whole = curvature or Curvature.identity(weight.shape[1])
     for form in forms:
-        layer = CompressedLayer(tuple(weight.shape))
+        layer = CompressedLayer(_shape(weight))
         if form.dense and form.factors:
             weighting = weighting or Weighting(whole.inputs, whole.outputs)
             term, left, right = quantized_correction(weight, form, whole, weighting)
@@ -80,13 +80,13 @@ def realize_article(weight: Tensor, form: LayerForm, statistics: LayerStatistics
     """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
     assert form.factors is not None
     left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
-    return _with_shift(CompressedLayer(tuple(weight.shape), left=left, right=right), weight, statistics)
+    return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 
 def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
     """A table of embeddings, rounded to nearest: rows that calibration does not meet count as well."""
     assert form.dense is not None
-    return CompressedLayer(tuple(table.shape), quantize(table, form.dense), is_table=True)
+    return CompressedLayer(_shape(table), quantize(table, form.dense), is_table=True)
 
 
 def _rounded(
@@ -105,3 +105,8 @@ def _with_shift(
         return layer
     shift = (weight.double() - layer.weight().double()) @ statistics.mean
     return replace(layer, bias_shift=shift.float())
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return rows, columns

@@ -40,8 +40,8 @@ _SIDE_DAMPING = 1.0
 class Curvature:
     """What rounding minimises: tr(G D H D^T), D the change of a weight [out, in].
 
-    ``inputs`` is H, float64 [in, in], positive definite. ``outputs`` is G, float32 [out, out], or None for equal
-    and independent outputs.
+    ``inputs`` is H, float64 [in, in], positive definite. ``outputs`` is G, float32 [out, out], or None for
+    equal and independent outputs.
     """
 
     inputs: Tensor
@@ -56,7 +56,8 @@ class Curvature:
     def spread(self) -> Tensor:
         """U, float32: how a column's rounding error is spread over those that follow in ``order``."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.inputs[self.order][:, self.order]))
-        return torch.linalg.cholesky(inverse, upper=True).float()
+        spread: Tensor = torch.linalg.cholesky(inverse, upper=True)
+        return spread.float()
 
     @classmethod
     def of(cls, statistics: LayerStatistics, damping: float = _DAMPING) -> Curvature:

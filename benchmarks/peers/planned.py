@@ -55,9 +55,7 @@ def plan_size(task: Task, output: Path, bits: float, recover: int = 0) -> Planne
     priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
     target = task.other_bytes + int(bits * task.linear_weights / 8)
     goal = SizeGoal(priced.menu, uniform_plans(priced.prepared.sites), task.graph.stat().st_size, target)
-    builder = Builder(
-        priced.prepared, priced.statistics, priced.judging, output, task.graph, "cpu", silent
-    )
+    builder = Builder(priced.prepared, priced.statistics, priced.judging, output, task.graph, "cpu", silent)
     build = reach(goal, builder)
     build, choice = better_of(build, goal.rival(build.plan), builder)
     predicted = predicted_error(build.plan, choice)

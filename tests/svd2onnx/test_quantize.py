@@ -30,7 +30,10 @@ def relative_error(tensor: QuantizedTensor, weight: Tensor) -> float:
 
 def weighted_error(weight: Tensor, scale: Tensor, spec: QuantSpec, importance: Tensor) -> Tensor:
     """Of each block, [rows, blocks], in float64."""
-    error = QuantizedTensor(encode(weight, scale.float(), spec), scale, spec).dequantize().double() - weight.double()
+    error = (
+        QuantizedTensor(encode(weight, scale.float(), spec), scale, spec).dequantize().double()
+        - weight.double()
+    )
     cost = error.square() * importance.double()
     padded = torch.nn.functional.pad(cost, (0, -cost.shape[1] % spec.block_size))
     return padded.reshape(cost.shape[0], -1, spec.block_size).sum(-1)
