@@ -33,13 +33,13 @@ from svd2onnx.progress import Track, silent
 from svd2onnx.schema import CompressedLayer, LayerSite
 from svd2onnx.straight_through import TrainedLayer, TrainedLinear, TrainedTensor
 
-_RATES = {"codes": 0.02, "ratios": 0.001, "small": 3e-4}
+_RATES = {"codes": 0.003, "ratios": 0.0005, "small": 3e-4}
 """Learning rates: of codes in units of a code, of ratios of steps, and of biases and norms."""
 _WARM_UP = 0.05
 _HOLD_OUT = 6
-_MOST_HELD_OUT = 12
-_CHECKS = 10
-_PATIENCE = 4
+_MOST_HELD_OUT = 6
+_CHECKS = 8
+_PATIENCE = 3
 _CACHED = 1 << 16
 """Outputs of so few elements are computed once for each batch."""
 
