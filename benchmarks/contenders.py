@@ -88,10 +88,7 @@ def _onnxruntime() -> list[Contender]:
             for bits, blocks in ((4, (32, 64, 128)), (8, (32, 128)), (2, (32,)))
             for block in blocks
         ),
-        *(
-            _of("onnxruntime GPTQ", ort_nbits, algorithm="gptq", bits=4, block=block, **tuning)
-            for block, tuning in ((32, {}), (64, {}), (128, {}), (32, {"mse": True}))
-        ),
+        _of("onnxruntime GPTQ", ort_nbits, algorithm="gptq", bits=4, block=32),
         *(
             _of(rtn, ort_nbits, algorithm="default", bits=bits, block=block)
             for bits, blocks in ((8, (32, 128)), (4, (32, 64, 128)), (2, (16, 32, 64, 128)))
