@@ -38,6 +38,10 @@ HELD_OUT = 6
 PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 3
+_NO_GRADIENTS = (
+    "no gradients reach the layers from the network's first output, which calibration needs: forward must not "
+    "use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
+)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ def calibrate(
     every layer whose inputs are laid out the same way.
 
     Raises:
-        SourceError: a layer's inputs are missing or not finite.
+        SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
     """
     usable = [site for site in sites if site.skip_reason is None]
     if objective is None:
         usable = [site for site in usable if site.kind == "linear"]
+    if not usable:
+        return {}
     inputs = {site.name: _Moments(site.shape[1]) for site in usable if site.kind == "linear"}
     gatherers = {site.name: _Gatherer(site, inputs.get(site.name)) for site in usable}
     # One module may have several names: its inputs count once.
@@ -153,7 +159,7 @@ def _observe(
     arguments = arguments_of(model, batch)
     size = next(iter(arguments.values())).shape[0]
     mask = batch.get("attention_mask")
-    seen: dict[int, _Rows] = {}
+    seen: dict[tuple[int, int], _Rows] = {}
     gradients: list[tuple[_Gatherer, _Rows, Tensor]] = []
 
     def hook(gatherer: _Gatherer) -> Callable[..., Any]:
@@ -162,11 +168,15 @@ def _observe(
         ) -> Tensor | None:
             x = args[0] if args else kwargs["input"]
             # Query, key and value see one tensor: its moments are computed once.
-            rows = seen.get(id(x)) or seen.setdefault(id(x), _Rows(x, mask, size, gatherer.is_table))
+            # A change in place, as of a residual stream, gives it another version.
+            key = id(x), 0 if x.is_inference() else x._version
+            rows = seen.get(key) or seen.setdefault(key, _Rows(x, mask, size, gatherer.is_table))
             if not draws and gatherer.moments is not None:
                 gatherer.moments.add(rows)
             if objective is None:
                 return None
+            if not torch.is_grad_enabled():
+                raise SourceError(_NO_GRADIENTS)
             # A leaf cannot be changed in place by what follows.
             result = output if output.requires_grad else output.detach().requires_grad_().clone()
             result.register_hook(lambda g: gradients.append((gatherer, rows, g)))  # type: ignore[no-untyped-call]
@@ -181,6 +191,8 @@ def _observe(
         with torch.set_grad_enabled(objective is not None):
             output = first_output(model, batch)
             if objective is not None:
+                if not output.requires_grad:
+                    raise SourceError(_NO_GRADIENTS)
                 for left in range(max(1, draws), 0, -1):
                     loss, count = probe(objective, output, batch, generator)
                     loss.backward(retain_graph=left > 1)  # type: ignore[no-untyped-call]
@@ -209,7 +221,9 @@ class _Rows:
         width = () if is_table else x.shape[-1:]
         samples = batch if len(leading) > 0 and leading[0] == batch else 1
         self.real = None if mask is None or mask.shape != leading else mask.bool().flatten()
-        self.x = self.flatten(x.detach(), width)
+        rows = self.flatten(x.detach(), width)
+        # A copy: what follows may change the tensor in place before its gradients come.
+        self.x = rows.clone() if self.real is None else rows
         if self.real is None:
             self.lengths = (len(self.x) // samples,) * samples
         else:

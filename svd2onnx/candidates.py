@@ -61,8 +61,8 @@ def candidates(
     Args:
         model: the float network.
         sites: those that were found in it.
-        statistics: with gradients, as ``calibrate`` gives them for an objective; for a site without, errors
-            are relative errors of its weight.
+        statistics: with gradients, as ``calibrate`` gives them for an objective; for a site without, such as
+            one that the first output does not depend on, errors are relative errors of its weight.
         dropped: the measured errors of the network with the outputs of one site constant, as ``drop_errors``
             gives them: no small change, so its prediction is not to be trusted.
         track: shows the progress.
@@ -92,7 +92,8 @@ def _priced(
     weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
 ) -> list[Candidate]:
     forms = forms_of(site)
-    predict: Predictor = ErrorPredictor(statistics) if statistics else RelativeChange(weight)
+    probed = statistics is not None and statistics.probes
+    predict: Predictor = ErrorPredictor(statistics) if probed else RelativeChange(weight)
     if site.kind == "embedding":
         layers = [realize_table(weight, form) for form in forms]
     else:

@@ -32,8 +32,8 @@ from svd2onnx.loading import Batch
 def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
     """A probe of ``output``, the network's first: (scalar L, number of errors in the batch).
 
-    Half the mean of (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean
-    error. A batch's ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without
+    An output of zeros is not probed: it costs a constant to change it at all. Half the mean of (dL/dy . d)^2,
+    summed over the batch and divided by that number, estimates the mean error. A batch's ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without
     their last axis, as ``svd2onnx_runtime.token_mask`` says.
     """
     return _PROBES[objective](output, batch, generator)
@@ -45,7 +45,7 @@ def batch_errors(objective: str, reference: Tensor, output: Tensor, batch: Batch
 
 
 def _cosine_probe(output: Tensor, _batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-    unit = functional.normalize(output, dim=-1)
+    unit = _divided(output, output.norm(dim=-1, keepdim=True))
     return (unit * _normal(unit, generator)).sum(), math.prod(output.shape[:-1])
 
 
@@ -58,13 +58,16 @@ def _kl_probe(logits: Tensor, batch: Batch, generator: torch.Generator) -> tuple
 
 def _mse_probe(output: Tensor, _batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
     flat = output.flatten(1) if output.ndim > 1 else output[:, None]
-    size = flat.detach().norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    return math.sqrt(2) * (flat / size * _normal(flat, generator)).sum(), len(flat)
+    size = flat.detach().norm(dim=1, keepdim=True)
+    return math.sqrt(2) * (_divided(flat, size) * _normal(flat, generator)).sum(), len(flat)
 
 
 def _cosine_errors(reference: Tensor, output: Tensor, _batch: Batch) -> Tensor:
     difference = functional.normalize(output, dim=-1) - functional.normalize(reference, dim=-1)
-    return difference.square().sum(-1).flatten() / 2
+    errors = difference.square().sum(-1).flatten() / 2
+    silent = [(rows == 0).all(dim=-1).flatten() for rows in (reference, output)]
+    errors = torch.where(silent[0] | silent[1], torch.ones_like(errors), errors)
+    return torch.where(silent[0] & silent[1], torch.zeros_like(errors), errors)
 
 
 def _kl_errors(reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
@@ -75,7 +78,8 @@ def _kl_errors(reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
 def _mse_errors(reference: Tensor, output: Tensor, _batch: Batch) -> Tensor:
     power = reference.reshape(len(reference), -1).square().sum(1)
     error = (output - reference).reshape(len(reference), -1).square().sum(1)
-    return error / power.clamp_min(torch.finfo(power.dtype).tiny)
+    relative = error / torch.where(power == 0, torch.ones_like(power), power)
+    return torch.where((power == 0) & (error > 0), torch.ones_like(relative), relative)
 
 
 def _counted(logits: Tensor, batch: Batch) -> Tensor:
@@ -84,6 +88,12 @@ def _counted(logits: Tensor, batch: Batch) -> Tensor:
     if mask is not None and mask.shape == logits.shape[:-1]:
         return logits[mask.bool()]
     return logits.reshape(-1, logits.shape[-1])
+
+
+def _divided(rows: Tensor, size: Tensor) -> Tensor:
+    """``rows`` / ``size``, and constant zeros for rows of size 0, which have no direction."""
+    silent = size == 0
+    return rows.masked_fill(silent, 0) / size.masked_fill(silent, 1)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -75,6 +75,7 @@ def test_compress_export_writes_the_file_its_report_and_the_reference(compressed
         "network.py",
         "out.onnx",
         "out.onnx.report.json",
+        "out.onnx.plan.json",
         "float.onnx",
     }
     report = json.loads(compressed.output.with_name("out.onnx.report.json").read_text())
@@ -84,7 +85,7 @@ def test_compress_export_writes_the_file_its_report_and_the_reference(compressed
     assert report["settings"]["bits"] == compressed.bits
     assert report["certificate"]["unfused"] == []
     forms = {layer["name"]: layer["form"] for layer in report["layers"]}
-    block = {8: 128, 4: 64, 2: 32}[compressed.bits]
+    block = {8: 128, 4: 32, 2: 32}[compressed.bits]
     expected = f"int{compressed.bits}/{block}"
     assert forms["table"] == f"int{compressed.bits}/{min(block, 64)}"
     if compressed.method == "svd":
@@ -100,7 +101,7 @@ def test_the_table_shows_kept_and_removed_and_where_the_files_are(compressed: Ru
     assert f"{kept:.1%} kept" in text
     assert f"{1 - kept:.1%} removed" in text
     assert "fused on cpu" in text
-    assert "out.onnx.report.json" in text.replace(" ", "")
+    assert "out.onnx, .report.json and .plan.json beside it" in text.replace("/ ", "/")
 
 
 def test_certify_passes(compressed: Run) -> None:
@@ -252,7 +253,7 @@ def test_certify_of_a_float_graph_has_nothing_to_certify(compressed: Run) -> Non
         ("compress-export",),
         ("compress-export", "model.py", "--bits", "3"),
         ("compress-export", "model.py", "--block-size", "8"),
-        ("compress-export", "model.py", "--calibration-samples", "0"),
+        ("compress-export", "model.py", "--calibration-samples", "-1"),
         ("bench", "graph.onnx", "--dim", "sequence"),
         ("bench", "graph.onnx", "--repeats", "0"),
         ("evaluate", "graph.onnx"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from svd2onnx.lowrank import RANK_STEP, factorize, largest_paying_rank, smallest_rank
+from svd2onnx.lowrank import RANK_STEP, Weighting, factorize, largest_paying_rank, smallest_rank
 from svd2onnx.schema import BITS, QuantSpec
 
 
@@ -117,3 +117,55 @@ def test_no_rank_where_factors_never_pay() -> None:
 def test_no_rank_where_epsilon_is_out_of_reach() -> None:
     weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     assert smallest_rank(weight, torch.eye(128), None, QuantSpec(8, 32), 0.1) is None
+
+
+def definite(seed: int, size: int) -> Tensor:
+    """A positive definite matrix, float64, of condition about 100."""
+    basis = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).double())[
+        0
+    ]
+    return (basis * torch.logspace(-1, 1, size, dtype=torch.float64)) @ basis.T
+
+
+def weighted_loss(change: Tensor, inputs: Tensor, outputs: Tensor | None) -> float:
+    """tr(G D H D^T), in float64."""
+    change = change.double()
+    sided = change if outputs is None else outputs @ change
+    return float((sided @ inputs * change).sum())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 30), st.booleans(), st.integers(0, 2**16))
+def test_weighted_truncation_errs_by_the_dropped_singular_values(
+    rows: int, columns: int, rank: int, two_sided: bool, seed: int
+) -> None:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    inputs, outputs = definite(seed, columns), definite(seed + 1, rows) if two_sided else None
+    factors = Weighting(inputs, outputs).factorize(weight).truncate(rank)
+    error = weighted_loss(weight - factors.left @ factors.right, inputs, outputs)
+    # G^1/2 W H^1/2 has the singular values of any other roots of the same moments.
+    weighted = weight.double() @ torch.linalg.cholesky(inputs)
+    if outputs is not None:
+        weighted = torch.linalg.cholesky(outputs).T @ weighted
+    squares = torch.linalg.svdvals(weighted).square()
+    assert error == pytest.approx(float(squares[rank:].sum()), rel=1e-4, abs=1e-9 * float(squares.sum()))
+
+
+def test_weighted_truncation_beats_the_plain_one_and_its_left_factor_has_unit_columns() -> None:
+    weight, inputs, outputs = decaying(24, 40, 0.95), definite(1, 40), definite(2, 24)
+    ours = Weighting(inputs, outputs).factorize(weight).truncate(8)
+    plain = factorize(weight).truncate(8)
+    lost, plainly_lost = (weighted_loss(weight - f.left @ f.right, inputs, outputs) for f in (ours, plain))
+    assert lost < 0.9 * plainly_lost
+    torch.testing.assert_close(ours.left.square().mean(0), torch.ones(8), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5], ids=str)
+def test_singular_moments_do_no_harm(rank: int) -> None:
+    """Fewer samples than inputs: directions that were never seen are kept as well as the rest allows."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(rank, 40, generator=generator).double()
+    weight = torch.randn(24, 40, generator=generator)
+    factors = Weighting(seen.T @ seen).factorize(weight)
+    assert bool(torch.isfinite(factors.left).all() & torch.isfinite(factors.right).all())
+    torch.testing.assert_close(factors.left @ factors.right, weight, rtol=0, atol=2e-3)

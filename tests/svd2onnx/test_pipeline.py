@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from svd2onnx import pipeline
 from svd2onnx.errors import PlanError, SourceError, VerificationError
 from svd2onnx.inspection import inspect_layers
-from svd2onnx.pipeline import Settings, compress_export, example_of, prepare, without_padding
+from svd2onnx.pipeline import compress_export
+from svd2onnx.preparation import example_of, prepare
+from svd2onnx.report import LatencyReport
+from svd2onnx.settings import Settings
+from svd2onnx.timing import without_padding
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp
 
@@ -48,14 +52,14 @@ dynamic_shapes = {"x": {0: "batch", 1: "sequence"}}
 @pytest.fixture
 def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing starts processes; tests of other things do without."""
-    latency = pipeline.LatencyReport(1, 1.0, 1.0, 1.0)
+    latency = LatencyReport(1, 1.0, 1.0, 1.0)
     monkeypatch.setattr(pipeline, "measure_latency", lambda *_: latency)
 
 
 def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> None:
     output, reference = tmp_path / "out.onnx", tmp_path / "float.onnx"
     report = compress_export(
-        model_file, output, Settings(bits=4, block_size=32, provider="cpu"), reference=reference
+        model_file, output, Settings("quantize", bits=4, block_size=32, provider="cpu"), reference=reference
     )
     written = json.loads((tmp_path / "out.onnx.report.json").read_text())
     assert written == json.loads(report.to_json())
@@ -75,11 +79,12 @@ def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> Non
     forms = {layer["name"]: layer["form"] for layer in written["layers"]}
     assert forms == {"table": "int4/32", "first": "int4/32", "second": "int4/32", "norm": "float"}
     stored = {layer["name"]: layer["stored_bytes"] for layer in written["layers"]}
-    assert stored["first"] == 64 * 128 // 2 + 2 * 128 * 2
+    assert stored["first"] == 64 * 128 // 2 + 128 * 2 + 2  # codes, scales, and the unit of them all
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "float.onnx",
         "network.py",
         "out.onnx",
+        "out.onnx.plan.json",
         "out.onnx.report.json",
     ]
 
@@ -89,7 +94,7 @@ def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path:
     """Their fast path reads weights around the modules; what it alone reads stays float, no more."""
     source = write_model_file(add=TRANSFORMER)
     assert torch.backends.mha.get_fastpath_enabled()
-    report = compress_export(source, tmp_path / "out.onnx", Settings(bits=8, provider="cpu"))
+    report = compress_export(source, tmp_path / "out.onnx", Settings("quantize", bits=8, provider="cpu"))
     assert torch.backends.mha.get_fastpath_enabled()
     rows = {row.name: row for row in inspect_layers(source, Settings(), None)}
     forms = {layer.name: layer for layer in report.layers}
@@ -110,7 +115,7 @@ def test_dynamic_dimensions_are_found_where_the_file_names_none(
     write_model_file: Write, tmp_path: Path
 ) -> None:
     source = write_model_file(('dynamic_shapes = {"ids": {0: "batch", 1: "sequence"}}', ""))
-    compress_export(source, tmp_path / "out.onnx", Settings(provider="cpu"))
+    compress_export(source, tmp_path / "out.onnx", Settings("quantize", provider="cpu"))
     session = open_session(tmp_path / "out.onnx", "cpu")
     for shape in ((1, 1), (3, 20)):
         (output,) = run(session, {"ids": np.ones(shape, np.int64)}).values()
@@ -132,7 +137,10 @@ def test_a_failure_at_the_end_leaves_no_file_and_keeps_the_old_one(
     monkeypatch.setattr(pipeline, step, failing)
     with pytest.raises(VerificationError):
         compress_export(
-            model_file, output, Settings(provider="cpu"), reference=tmp_path / "out" / "float.onnx"
+            model_file,
+            output,
+            Settings("quantize", provider="cpu"),
+            reference=tmp_path / "out" / "float.onnx",
         )
     assert [path.name for path in output.parent.iterdir()] == ["a.onnx"]
     assert output.read_text() == "old"

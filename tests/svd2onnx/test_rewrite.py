@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svd2onnx.modules import CompressedEmbedding, CompressedLinear
 from svd2onnx.quantize import quantize
-from svd2onnx.realize import realize_layer
+from svd2onnx.realize import realize_forms
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
 from tests.svd2onnx.networks import NETWORKS, TiedLinears, batches_of, compress, seeded
@@ -86,7 +86,8 @@ def test_the_shift_of_the_bias_is_the_lost_weight_times_the_mean_input(form: Lay
 
 
 def test_without_data_there_is_no_shift() -> None:
-    layer = realize_layer(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), LayerForm(SPEC))
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    (layer,) = realize_forms(weight, [LayerForm(SPEC)], None)
     assert layer.bias_shift is None
 
 
@@ -129,7 +130,7 @@ def test_a_layer_deep_inside_is_replaced_where_it_is() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Linear(64, 64)), nn.Linear(64, 64))
     site = LayerSite("0.1", "linear", (64, 64))
-    layer = realize_layer(network[0][1].weight.detach(), LayerForm(SPEC))
+    (layer,) = realize_forms(network[0][1].weight.detach(), [LayerForm(SPEC)], None)
     result = rewrite(network, [site, LayerSite("1", "linear", (64, 64))], {"0.1": layer})
     assert isinstance(result[0][1], CompressedLinear)
     assert type(result[1]) is nn.Linear
