@@ -39,8 +39,8 @@ PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 3
 _NO_GRADIENTS = (
-    "no gradients reach the layers from the network's first output, which calibration needs: forward must not "
-    "use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
+    "no gradients reach the layers from the network's first output, which calibration needs: forward must "
+    "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
 )
 
 

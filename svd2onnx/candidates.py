@@ -92,8 +92,9 @@ def _priced(
     weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
 ) -> list[Candidate]:
     forms = forms_of(site)
-    probed = statistics is not None and statistics.probes
-    predict: Predictor = ErrorPredictor(statistics) if probed else RelativeChange(weight)
+    predict: Predictor = RelativeChange(weight)
+    if statistics is not None and statistics.probes:
+        predict = ErrorPredictor(statistics)
     if site.kind == "embedding":
         layers = [realize_table(weight, form) for form in forms]
     else:

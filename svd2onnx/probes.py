@@ -32,9 +32,10 @@ from svd2onnx.loading import Batch
 def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
     """A probe of ``output``, the network's first: (scalar L, number of errors in the batch).
 
-    An output of zeros is not probed: it costs a constant to change it at all. Half the mean of (dL/dy . d)^2,
-    summed over the batch and divided by that number, estimates the mean error. A batch's ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without
-    their last axis, as ``svd2onnx_runtime.token_mask`` says.
+    An output of zeros is not probed: it costs a constant to change it at all. Half the mean of
+    (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error. A batch's
+    ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without their last
+    axis, as ``svd2onnx_runtime.token_mask`` says.
     """
     return _PROBES[objective](output, batch, generator)
 

@@ -85,7 +85,7 @@ def test_without_data_it_is_the_relative_change() -> None:
 
 
 class Attention(nn.Module):
-    """ids [batch, length] -> [batch, 32]: positions without a batch axis, query, key and value of one tensor."""
+    """ids [batch, length] -> [batch, 32]: positions without a batch axis; query, key and value."""
 
     def __init__(self) -> None:
         super().__init__()
