@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import nncf_weights, onnxsim_ptq, ort_nbits, ours, plain_gptq, plain_svd
+from benchmarks.peers import nncf_weights, onnxsim_ptq, ort_nbits, ours, plain_gptq, plain_svd, planned
 from benchmarks.task import Task
 
 
@@ -41,7 +41,9 @@ def contenders() -> list[Contender]:
 
 
 def _ours() -> list[Contender]:
+    sizes = (4.25, 3.0, 2.0, 4.6, 2.5, 8.0, 6.0, 5.0, 3.5, 2.25, 4.0)
     points = [
+        *(_of("svd2onnx auto", planned, bits=bits) for bits in sizes),
         *(_of("svd2onnx quantize", ours, bits=8, block_size=block) for block in (128, 32)),
         *(_of("svd2onnx quantize", ours, bits=4, block_size=block) for block in (128, 64, 32)),
         *(_of("svd2onnx quantize", ours, bits=2, block_size=block) for block in (64, 32)),
@@ -86,10 +88,7 @@ def _onnxruntime() -> list[Contender]:
             for bits, blocks in ((4, (32, 64, 128)), (8, (32, 128)), (2, (32,)))
             for block in blocks
         ),
-        *(
-            _of("onnxruntime GPTQ", ort_nbits, algorithm="gptq", bits=4, block=block, **tuning)
-            for block, tuning in ((32, {}), (64, {}), (128, {}), (32, {"mse": True}))
-        ),
+        _of("onnxruntime GPTQ", ort_nbits, algorithm="gptq", bits=4, block=32),
         *(
             _of(rtn, ort_nbits, algorithm="default", bits=bits, block=block)
             for bits, blocks in ((8, (32, 128)), (4, (32, 64, 128)), (2, (16, 32, 64, 128)))

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.measuring import Row
 
 _MARKERS = "osD^v<>Pp*Xhd"
+_WIDEST = 10.0  # bits a weight on the plot: plain SVD goes on to 16, and is in the table
 
 
 def draw(rows: Sequence[Row], run: dict[str, Any], path: Path) -> None:
@@ -21,8 +22,9 @@ def draw(rows: Sequence[Row], run: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(10, 6.5), constrained_layout=True)
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row.bits_per_weight is not None and row.strict is not None:
-            lines.setdefault(row.contender, []).append((row.bits_per_weight, row.strict))
+        bits, error = row.bits_per_weight, row.strict
+        if bits is not None and error is not None and bits <= _WIDEST:
+            lines.setdefault(row.contender, []).append((bits, error))
     for index, (name, points) in enumerate(lines.items()):
         own = name.startswith("svd2onnx")
         axes.plot(

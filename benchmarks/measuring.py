@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Row:
     ``strict``, with its ``standard_error``, is the graph as written, in float32: the weights alone.
     ``deployed`` is a default session on the CPU, and ``metric`` the model file's own in that session.
     ``seconds`` are those of compressing, on a machine that did other things too, and without the
-    moments that ``benchmarks.moments`` keeps. ``failure`` says why the numbers are missing.
+    moments that ``benchmarks.moments`` keeps. ``failure`` says why the numbers are missing. ``predicted`` is
+    the strict error that svd2onnx's planner expected, before any retraining.
     """
 
     contender: str
@@ -34,6 +36,7 @@ class Row:
     metric: float | None = None
     seconds: float | None = None
     failure: str = ""
+    predicted: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -43,7 +46,8 @@ class Row:
 def measure(task: Task, contender: Contender, worker: Worker, judge: Judge, folder: Path) -> Row:
     """Let ``contender`` write its file into ``folder`` and judge it; whatever it raises becomes a row."""
     path = folder / "contender.onnx"
-    path.unlink(missing_ok=True)
+    for old in (path, path.with_suffix(".predicted")):
+        old.unlink(missing_ok=True)
     started = time.perf_counter()
     try:
         worker.compress(task, contender, path)
@@ -74,6 +78,7 @@ def _judged(task: Task, contender: Contender, judge: Judge, path: Path, seconds:
     strict, _ = judge.errors(path, strict=True)
     deployed, metric = judge.errors(path, strict=False)
     file_bytes = path.stat().st_size
+    expectation = path.with_suffix(".predicted")
     return Row(
         contender.name,
         contender.label,
@@ -84,4 +89,5 @@ def _judged(task: Task, contender: Contender, judge: Judge, path: Path, seconds:
         deployed=float(deployed.mean()),
         metric=metric,
         seconds=seconds,
+        predicted=json.loads(expectation.read_text()) if expectation.exists() else None,
     )

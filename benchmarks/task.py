@@ -16,7 +16,8 @@ from torch import nn
 from benchmarks.graphs import linear_nodes, tidy
 from svd2onnx.export import export_float
 from svd2onnx.loading import ModelFile, arguments_of, as_arrays, load_model_file
-from svd2onnx.pipeline import Settings, example_of, prepare
+from svd2onnx.preparation import prepare
+from svd2onnx.settings import Settings
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -59,7 +60,7 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     """
     prepared = prepare(source, Settings(calibration_samples=samples), data)
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
-    export_float(model, example_of(model, prepared.batches), prepared.dynamic_shapes, graph)
+    export_float(model, prepared.example, prepared.dynamic_shapes, graph)
     tidy(graph)
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
     linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)

@@ -42,7 +42,8 @@ def drop_errors(
             module = model.get_submodule(name)
 
             def constant(layer: nn.Module, _args: object, output: Tensor, mean: Tensor = mean) -> Tensor:
-                return layer.forward(mean.to(output.dtype)).expand_as(output)
+                value: Tensor = layer.forward(mean.to(output.dtype))
+                return value.expand_as(output)
 
             handle = module.register_forward_hook(constant)
             try:

@@ -81,15 +81,24 @@ class Builder:
 
     def _error(self, build: Build, batches: Sequence[Batch]) -> float:
         prepared = self._prepared
-        return mean_error(prepared.model, build.network, self._track(batches, "Measuring", len(batches)), prepared.objective)
+        return mean_error(
+            prepared.model, build.network, self._track(batches, "Measuring", len(batches)), prepared.objective
+        )
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
         from svd2onnx.recover import recover
+
         batches = list(prepared.model_file.inputs("recovery"))
         result = recover(
-            prepared.model, prepared.sites, build.layers, batches, prepared.objective, steps, track=self._track
+            prepared.model,
+            prepared.sites,
+            build.layers,
+            batches,
+            prepared.objective,
+            steps,
+            track=self._track,
         )
         return Build(build.plan, result.layers, rewrite(result.model, prepared.sites, result.layers))
 

@@ -2,16 +2,16 @@
 
 For each linear site, with x its inputs and g the gradients of a random probe (``probes``) at its outputs:
 
-    mean, covariance    mu = E[x],  A = E[(x - mu)(x - mu)^T]        what its outputs depend on
+    mean, covariance    mu = E[x],  A = E[(x - mu)(x - mu)^T]        what outputs depend on
     output_moment       G = E[g g^T]                                 which outputs the network listens to
-    gradient_moment     B = E_sample[Gamma^T Gamma]                  Gamma = sum_t g_t (x_t - mu)^T of one sample
+    gradient_moment     B = E_sample[Gamma^T Gamma],   Gamma = sum_t g_t (x_t - mu)^T of one sample
     probes              x and g themselves, of samples held out      what ``score`` predicts errors from
 
-The moments are what weights are fitted to; held-out samples judge the fit, because a fit looks better on its own
-data than it is. Moments are float64; padding is left out.
+The moments are what weights are fitted to; held-out samples judge the fit, because a fit looks better on
+its own data than it is. Moments are float64; padding is left out.
 
-Source: A and G are the Kronecker factors of K-FAC (Martens and Grosse, arXiv 1503.05671); the gradient-weighted
-moment follows GuidedQuant (arXiv 2505.07004).
+Source: A and G are the Kronecker factors of K-FAC (Martens and Grosse, arXiv 1503.05671); the
+gradient-weighted moment follows GuidedQuant (arXiv 2505.07004).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 3
 _NO_GRADIENTS = (
-    "no gradients reach the layers from the network's first output, which calibration needs: forward must not "
-    "use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
+    "no gradients reach the layers from the network's first output, which calibration needs: forward must "
+    "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
 )
 
 
@@ -163,7 +163,9 @@ def _observe(
     gradients: list[tuple[_Gatherer, _Rows, Tensor]] = []
 
     def hook(gatherer: _Gatherer) -> Callable[..., Any]:
-        def forward(_module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> Tensor | None:
+        def forward(
+            _module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, output: Tensor
+        ) -> Tensor | None:
             x = args[0] if args else kwargs["input"]
             # Query, key and value see one tensor: its moments are computed once.
             # A change in place, as of a residual stream, gives it another version.
@@ -177,7 +179,7 @@ def _observe(
                 raise SourceError(_NO_GRADIENTS)
             # A leaf cannot be changed in place by what follows.
             result = output if output.requires_grad else output.detach().requires_grad_().clone()
-            result.register_hook(lambda g: gradients.append((gatherer, rows, g)))
+            result.register_hook(lambda g: gradients.append((gatherer, rows, g)))  # type: ignore[no-untyped-call]
             return result
 
         return forward
@@ -316,7 +318,7 @@ class _Gatherer:
             return
         x = rows.x - self.moments.mean.float()
         # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
-        parts = zip(x.split(rows.lengths), g.split(rows.lengths), strict=True)
+        parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
         guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
         self.guided += x.T @ guided
 

@@ -33,6 +33,8 @@ FACTOR_BLOCK = 32
 CORRECTIONS = ((2, 32), (2, 64), (2, 96), (4, 32))
 """Bits of the dense term, and the rank of the 4-bit pair beside it."""
 _PAIR_LIMIT = 0.85
+_SWEEPS = 1
+"""Of the descent: enough to compare forms; what is chosen is rounded with more care."""
 _TOGETHER = 1 << 25
 _LARGEST_FACTORIZED = 8192
 """A weight with a longer side is a vocabulary's projection: of full rank, and slow to decompose."""
@@ -76,7 +78,7 @@ def candidates(
 
 
 def forms_of(site: LayerSite) -> list[LayerForm]:
-    """The compressed forms that suit the shape of ``site``, dense ones first; smaller than float in all copies."""
+    """The compressed forms that suit ``site``, dense ones first, and take fewer bytes than float."""
     dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
     forms = [LayerForm(dense=spec) for spec in dense]
     if site.kind == "linear":
@@ -90,12 +92,13 @@ def _priced(
     weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
 ) -> list[Candidate]:
     forms = forms_of(site)
-    probed = statistics is not None and statistics.probes
-    predict: Predictor = ErrorPredictor(statistics) if probed else RelativeChange(weight)
+    predict: Predictor = RelativeChange(weight)
+    if statistics is not None and statistics.probes:
+        predict = ErrorPredictor(statistics)
     if site.kind == "embedding":
         layers = [realize_table(weight, form) for form in forms]
     else:
-        layers = list(realize_forms(weight, forms, statistics))
+        layers = list(realize_forms(weight, forms, statistics, _SWEEPS))
     priced = [
         Candidate(form, layer.stored_bytes * site.copies, error)
         for form, layer, error in zip(forms, layers, _errors(predict, weight, layers), strict=True)

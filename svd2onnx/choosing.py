@@ -8,14 +8,14 @@ from pathlib import Path
 
 from svd2onnx.agreement import drop_errors
 from svd2onnx.calibrate import LayerStatistics, first_rows
-from svd2onnx.candidates import BLOCKS, candidates
+from svd2onnx.candidates import BLOCKS, Candidate, candidates
 from svd2onnx.errors import PlanError
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, SizeGoal, allowed_error
 from svd2onnx.loading import Batch
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
-from svd2onnx.schema import BITS, CompressionPlan, QuantSpec
+from svd2onnx.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
 
 _DROP_ROWS = 8
@@ -45,16 +45,31 @@ def choose_goal(
         return GivenPlan(article_plan(model, sites, statistics, settings.spec, settings.epsilon, track))
     if settings.method == "quantize":
         return GivenPlan(uniform_plan(sites, settings.spec))
-    uniform = [uniform_plan(sites, QuantSpec(bits, block)) for bits in BITS for block in BLOCKS]
-    means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
-    few = first_rows(judging[0], _DROP_ROWS)
-    dropped = drop_errors(model, means, few, prepared.objective, track)
-    menu = candidates(model, sites, statistics, dropped, track)
+    uniform = uniform_plans(sites)
+    menu = priced_menu(prepared, statistics, judging, track)
     if settings.min_fidelity is not None:
         largest = allowed_error(prepared.objective, settings.min_fidelity)
         return FidelityGoal(menu, uniform, largest, settings.min_fidelity)
     target = target_bytes(settings.target_size or DEFAULT_TARGET, float_bytes)
     return SizeGoal(menu, uniform, float_bytes, target)
+
+
+def uniform_plans(sites: Sequence[LayerSite]) -> list[CompressionPlan]:
+    """Plain quantization at every width and block that a candidate may have."""
+    return [uniform_plan(sites, QuantSpec(bits, block)) for bits in BITS for block in BLOCKS]
+
+
+def priced_menu(
+    prepared: Prepared,
+    statistics: Mapping[str, LayerStatistics],
+    judging: Sequence[Batch],
+    track: Track,
+) -> dict[str, list[Candidate]]:
+    """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
+    model, few = prepared.model, first_rows(judging[0], _DROP_ROWS)
+    means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
+    dropped = drop_errors(model, means, few, prepared.objective, track)
+    return candidates(model, prepared.sites, statistics, dropped, track)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:

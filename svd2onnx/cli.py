@@ -73,7 +73,7 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["auto", "quantize", "svd"]),
             default="auto",
             show_default=True,
-            help="Plan the whole network; or plain quantization, or the article's low rank with a fallback to it.",
+            help="Plan the whole network; or plain quantization; or the article's low rank.",
         ),
         click.option(
             "--target-size", metavar="SIZE",
@@ -83,7 +83,9 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             "--min-fidelity", type=float, metavar="F",
             help="auto: the smallest file of at least this fidelity; 1 is a perfect copy.",
         ),
-        click.option("--plan", type=_PATH, help="Store the layers as this plan says (OUTPUT.plan.json, edited)."),
+        click.option(
+            "--plan", type=_PATH, help="Store the layers as this file says (OUTPUT.plan.json, edited)."
+        ),
         click.option(
             "--bits", type=click.Choice(["8", "4", "2"]), default="4", show_default=True,
             help="quantize, svd: bits of a code.",
@@ -155,7 +157,9 @@ def compress_export(
     console.print(compression_table(report))
     for warning in report.warnings:
         console.print(f"warning: {warning}")
-    console.print(f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s")
+    console.print(
+        f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s"
+    )
 
 
 @main.command()

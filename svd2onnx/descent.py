@@ -27,7 +27,7 @@ _COLUMNS = 64
 
 
 def descend(
-    weight: Tensor, codes: Tensor, steps: Tensor, limits: Tensor, inputs: Tensor, outputs: Tensor, sweeps: int = 2
+    weight: Tensor, codes: Tensor, steps: Tensor, limits: Tensor, inputs: Tensor, outputs: Tensor, sweeps: int
 ) -> Tensor:
     """Better codes for each setting of one weight; all float32.
 

@@ -1,9 +1,11 @@
 """Quantized low-rank pairs and corrections: round one factor, refit the other to it, and again.
 
-    W ~ L R:   R rounded for inputs of moment H;   L = W H R^T (R H R^T)^{-1} refitted to the rounded R, and
-    rounded for inputs of moment R H R^T;   R = (L^T G L)^{-1} L^T G W refitted to the rounded L; and once more.
+    W ~ L R:   R rounded for inputs of moment H;
+    L = W H R^T (R H R^T)^{-1} refitted to the rounded R, and rounded for inputs of moment R H R^T;
+    R = (L^T G L)^{-1} L^T G W refitted to the rounded L; and once more.
 
-A correction stores W ~ Q + L R, Q dense at few bits: Q rounds W - L R, and L R is the best pair for W - Q, in turns.
+A correction stores W ~ Q + L R, Q dense at few bits: Q rounds W - L R, and L R is the best pair for W - Q,
+in turns.
 
 Source: LQER and CALDERA (Saha et al., arXiv 2405.18886) for quantized factors beside a quantized matrix.
 """
@@ -78,4 +80,5 @@ def _loss(change: Tensor, curvature: Curvature) -> float:
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:
     """moment^{-1} target, float32; the moment may be singular where factors rounded to zero."""
-    return torch.linalg.solve(damp(moment.double(), _DAMPING), target.double()).float()
+    solution: Tensor = torch.linalg.solve(damp(moment.double(), _DAMPING), target.double())
+    return solution.float()

@@ -1,8 +1,8 @@
-"""What the user wants of the file, and the plan that reaches it: a size, a fidelity, or a plan given outright.
+"""What the user wants of the file, and the plan that reaches it: a size, a fidelity, or a given plan.
 
 A goal proposes a plan; the pipeline realizes and exports it and tells the outcome; the goal answers with a
-better plan, or with None when it is content. Sizes are those of the finished file, which nobody knows before it
-is written, and fidelities those that a session measures, which the prediction approaches.
+better plan, or with None when it is content. Sizes are those of the finished file, which nobody knows
+before it is written, and fidelities those that a session measures, which the prediction approaches.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class GivenPlan:
 class _Planned:
     """What goals with a menu share: ``menu`` are each layer's candidates, ``uniform`` the plans to beat."""
 
-    def __init__(
-        self, menu: Mapping[str, Sequence[Candidate]], uniform: Sequence[CompressionPlan]
-    ) -> None:
+    def __init__(self, menu: Mapping[str, Sequence[Candidate]], uniform: Sequence[CompressionPlan]) -> None:
         self._menu, self._uniform = menu, uniform
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
@@ -163,9 +161,9 @@ class FidelityGoal(_Planned):
     def _settle(self, plan: CompressionPlan) -> CompressionPlan | None:
         if self._reached is None:
             raise PlanError(
-                f"a fidelity of {self._asked:g} was not reached: the best of {self._rounds} plans missed it with an "
-                f"error of {self._least:.2g} where {self._largest:.2g} is allowed; ask for less, or keep "
-                "sensitive layers in float with --exclude"
+                f"a fidelity of {self._asked:g} was not reached: the best of {self._rounds} plans missed it "
+                f"with an error of {self._least:.2g} where {self._largest:.2g} is allowed; ask for less, or "
+                "keep sensitive layers in float with --exclude"
             )
         self._rounds = _ROUNDS
         best = self._reached[1]

@@ -9,6 +9,7 @@ Source: Sinha and Zoltners, "The multiple-choice knapsack problem" (Operations R
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def _steps(items: Sequence[Sequence[Option]]) -> list[tuple[int, int]]:
     steps = []
     for item, options in enumerate(items):
         corners = hull(options)
-        for before, after in zip(corners, corners[1:], strict=False):
+        for before, after in itertools.pairwise(corners):
             steps.append((-_gain(options, before, after), item, after))
     # Gains fall along a hull, so sorting keeps each item's order.
     return [(item, option) for _, item, option in sorted(steps, key=lambda step: step[0])]

@@ -9,7 +9,8 @@ Source: R. Dyro, "Posttraining Compression of Neural Network via SVD": the rank 
 smallest whose relative output error on example inputs is at most epsilon, found by bisection; where
 the factors would be larger than the dense layer, the layer stays dense (and is quantized).
 
-The weighted decomposition minimises tr(G D H D^T), the change of the network's output, in place of that of the weight:
+The weighted decomposition minimises tr(G D H D^T), the change of the network's output, in place of that of
+the weight:
 
     G^{1/2} W H^{1/2} = P S Q^T,   L = G^{-1/2} P_k,   R = S_k Q_k^T H^{-1/2}
 
@@ -90,7 +91,9 @@ class Weighting:
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Square root and inverse square root; the spectrum is floored, as calibration may leave it singular."""
     values, vectors = torch.linalg.eigh(moment)
-    floored = values.clamp_min(_SPECTRUM_FLOOR * values.mean().clamp_min(torch.finfo(values.dtype).tiny)).sqrt()
+    floored = values.clamp_min(
+        _SPECTRUM_FLOOR * values.mean().clamp_min(torch.finfo(values.dtype).tiny)
+    ).sqrt()
     return (vectors * floored) @ vectors.T, (vectors / floored) @ vectors.T
 
 

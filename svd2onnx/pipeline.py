@@ -66,9 +66,7 @@ def compress_export(
         export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
         fit, judging = hold_out(prepared.batches)
         statistics = gather_statistics(prepared, settings, fit, judging, track)
-        goal = choose_goal(
-            prepared, settings, statistics, judging, float_draft.stat().st_size, track
-        )
+        goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
         builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)

@@ -54,8 +54,10 @@ def article_plan(
     for site in track(linear, "Choosing ranks", len(linear)):
         dense = forms[site.name].dense
         assert dense is not None
+        samples = statistics[site.name].samples
+        assert samples is not None
         weight, bias = weight_of(model, site), bias_of(model, site.name)
-        rank = smallest_rank(weight, statistics[site.name].samples, bias, dense, epsilon)
+        rank = smallest_rank(weight, samples, bias, dense, epsilon)
         if rank is None:
             notes[site.name] = f"dense: no smaller low-rank pair has relative error <= {epsilon}"
         else:

@@ -2,10 +2,12 @@
 
 Let e(y) be what the objective compares and J its Jacobian at a layer's output y. For a small change d of y,
 
-    objective   error                               probe L                                error ~ 1/2 E (dL/dy . d)^2
-    cosine      1 - cos, per row of the output      sum_rows v . e,  e the unit row        v ~ N(0, I)
-    kl          KL to the original, per token       sum_tokens log p(label)                label ~ softmax(logits)
-    mse         |change|^2 / |output|^2 per sample  sqrt(2) sum v . output / |output|      v ~ N(0, I)
+    error ~ 1/2 E (dL/dy . d)^2     for a random probe L:
+
+    objective   error                          probe L
+    cosine      1 - cos, per row               sum_rows v . e,  e the unit row,    v ~ N(0, I)
+    kl          KL to the original, per token  sum_tokens log p(label),            label ~ softmax(logits)
+    mse         |change|^2 / |output|^2        sqrt(2) sum v . output / |output|,  v ~ N(0, I)
 
 because E v v^T = I, and because the covariance of the score, grad log p, is the Fisher matrix, which is the
 Hessian of the KL divergence. Rows and tokens are probed independently, so that their cross terms vanish in
@@ -30,10 +32,10 @@ from svd2onnx.loading import Batch
 def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
     """A probe of ``output``, the network's first: (scalar L, number of errors in the batch).
 
-    An output of zeros is not probed: it costs a constant to change it at all.
-    Half the mean of (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error.
-    A batch's ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without
-    their last axis, as ``svd2onnx_runtime.token_mask`` says.
+    An output of zeros is not probed: it costs a constant to change it at all. Half the mean of
+    (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error. A batch's
+    ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without their last
+    axis, as ``svd2onnx_runtime.token_mask`` says.
     """
     return _PROBES[objective](output, batch, generator)
 

@@ -1,6 +1,6 @@
 """Replace dequantized initializers by their integer codes and the nodes that dequantize them.
 
-    MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Mul(Cast(scale), unit)))      codes [K, N], blocks along K
+    MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, Mul(Cast(scale), unit)))      codes [K, N]
     Gather(table, ids)   =>  Mul(Cast(Gather(codes, ids)), Mul(Cast(Gather(scale, ids)), unit))
     Relu(MatMul)         =>  Max(MatMul, 0)                        and Clip likewise: only so does it fuse
 
@@ -112,8 +112,11 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
 
 def _could_hold(graph: ir.Graph, layer: CompressedLayer) -> bool:
     """Whether some float initializer is large enough to be the weight of ``layer`` in disguise."""
-    sizes = [value.const_value.size for value in graph.initializers.values()
-             if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT]
+    sizes = [
+        value.const_value.size
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    ]
     return max(sizes, default=0) >= layer.shape[0] * layer.shape[1]
 
 

@@ -13,7 +13,7 @@ from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Factorization, Weighting, factorize
 from svd2onnx.progress import Track, silent
 from svd2onnx.quantize import quantize
-from svd2onnx.rounding import Curvature, round_second_order
+from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx.workers import map_layers
 
@@ -44,7 +44,10 @@ def realize(
 
 
 def realize_forms(
-    weight: Tensor, forms: Sequence[LayerForm], statistics: LayerStatistics | None
+    weight: Tensor,
+    forms: Sequence[LayerForm],
+    statistics: LayerStatistics | None,
+    sweeps: int = SWEEPS,
 ) -> Iterator[CompressedLayer]:
     """The stored tensors of one Linear's weight [out, in] in each of ``forms``, in their order.
 
@@ -53,12 +56,12 @@ def realize_forms(
     """
     curvature = Curvature.of(statistics) if statistics else None
     specs = [form.dense for form in forms if form.dense and not form.factors]
-    dense = iter(_rounded(weight, specs, curvature))
+    dense = iter(_rounded(weight, specs, curvature, sweeps))
     weighting: Weighting | None = None
     factors: Factorization | None = None
     whole = curvature or Curvature.identity(weight.shape[1])
     for form in forms:
-        layer = CompressedLayer(tuple(weight.shape))
+        layer = CompressedLayer(_shape(weight))
         if form.dense and form.factors:
             weighting = weighting or Weighting(whole.inputs, whole.outputs)
             term, left, right = quantized_correction(weight, form, whole, weighting)
@@ -77,21 +80,21 @@ def realize_article(weight: Tensor, form: LayerForm, statistics: LayerStatistics
     """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
     assert form.factors is not None
     left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
-    return _with_shift(CompressedLayer(tuple(weight.shape), left=left, right=right), weight, statistics)
+    return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 
 def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
     """A table of embeddings, rounded to nearest: rows that calibration does not meet count as well."""
     assert form.dense is not None
-    return CompressedLayer(tuple(table.shape), quantize(table, form.dense), is_table=True)
+    return CompressedLayer(_shape(table), quantize(table, form.dense), is_table=True)
 
 
 def _rounded(
-    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None
+    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int
 ) -> Iterator[QuantizedTensor]:
     together = max(1, _BATCHED // weight.numel())
     for start in range(0, len(specs), together):
-        yield from round_second_order(weight, specs[start : start + together], curvature)
+        yield from round_second_order(weight, specs[start : start + together], curvature, sweeps)
 
 
 def _with_shift(
@@ -102,3 +105,8 @@ def _with_shift(
         return layer
     shift = (weight.double() - layer.weight().double()) @ statistics.mean
     return replace(layer, bias_shift=shift.float())
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return rows, columns

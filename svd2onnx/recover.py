@@ -2,10 +2,10 @@
 
     minimise  E_batch  error(float network(x), compressed network(x; v, r, b, norms))
 
-over the latent codes v and step ratios r of every compressed layer (``straight_through``), the biases, and the
-small float parameters of the rest (norms), by Adam with a warm-up and a cosine decay. The error is the
-objective's own. Some batches are held out: the state that does best on them is kept, training ends early when
-nothing gets better, and where nothing ever did the network is handed back as it was.
+over the latent codes v and step ratios r of every compressed layer (``straight_through``), the biases, and
+the small float parameters of the rest (norms), by Adam with a warm-up and a cosine decay. The error is the
+objective's own. Some batches are held out: the state that does best on them is kept, training ends early
+when nothing gets better, and where nothing ever did the network is handed back as it was.
 
 What trains is what is stored: every forward pass sees rounded codes and steps, so the result is exactly
 representable, in the very bytes it had.
@@ -33,13 +33,13 @@ from svd2onnx.progress import Track, silent
 from svd2onnx.schema import CompressedLayer, LayerSite
 from svd2onnx.straight_through import TrainedLayer, TrainedLinear, TrainedTensor
 
-_RATES = {"codes": 0.02, "ratios": 0.001, "small": 3e-4}
+_RATES = {"codes": 0.003, "ratios": 0.0005, "small": 3e-4}
 """Learning rates: of codes in units of a code, of ratios of steps, and of biases and norms."""
 _WARM_UP = 0.05
 _HOLD_OUT = 6
-_MOST_HELD_OUT = 12
-_CHECKS = 10
-_PATIENCE = 4
+_MOST_HELD_OUT = 6
+_CHECKS = 8
+_PATIENCE = 3
 _CACHED = 1 << 16
 """Outputs of so few elements are computed once for each batch."""
 
@@ -48,8 +48,8 @@ _CACHED = 1 << 16
 class Recovered:
     """The retrained network is ``rewrite(model, sites, layers)``.
 
-    ``model`` is the float network with the trained biases and norms. ``before`` and ``after`` are mean errors on
-    held-out batches; ``steps`` is how many were run.
+    ``model`` is the float network with the trained biases and norms. ``before`` and ``after`` are mean
+    errors on held-out batches; ``steps`` is how many were run.
     """
 
     model: nn.Module
@@ -83,7 +83,9 @@ def recover(
         track: shows the progress.
     """
     student = _Student(model, sites, layers)
-    training = [batch for i, batch in enumerate(batches) if i % _HOLD_OUT != 1] if len(batches) > 1 else batches
+    training = (
+        [batch for i, batch in enumerate(batches) if i % _HOLD_OUT != 1] if len(batches) > 1 else batches
+    )
     held_out = batches[1::_HOLD_OUT] if len(batches) > 1 else batches
     held_out = held_out[:: -(-len(held_out) // _MOST_HELD_OUT)]
     before = best = mean_error(model, student.network, held_out, objective)
@@ -113,7 +115,7 @@ def recover(
 
 
 class _Student:
-    """The network in training: compressed Linears with latent codes, tables as they are, small parameters free."""
+    """The network in training: Linears with latent codes, tables as they are, small parameters free."""
 
     def __init__(
         self, model: nn.Module, sites: Sequence[LayerSite], layers: Mapping[str, CompressedLayer]
@@ -129,10 +131,12 @@ class _Student:
                     self._put(name, CompressedEmbedding(layers[site.name]))
             else:
                 self._put_linear(model, site, layers[site.name])
-        small = [p for p in self.network.parameters() if p.ndim <= 1 and p.is_floating_point()]
-        tensors = [t for layer in self._trained.values() for t in layer.modules() if isinstance(t, TrainedTensor)]
+        small: list[Tensor] = [p for p in self.network.parameters() if p.ndim <= 1 and p.is_floating_point()]
+        tensors = [
+            t for layer in self._trained.values() for t in layer.modules() if isinstance(t, TrainedTensor)
+        ]
         self._tensors = tensors
-        self._parameters = {
+        self._parameters: dict[str, list[Tensor]] = {
             "codes": [tensor.codes for tensor in tensors],
             "ratios": [tensor.ratios for tensor in tensors],
             "small": [parameter.requires_grad_() for parameter in small],
@@ -160,7 +164,8 @@ class _Student:
             if target.numel() <= _CACHED:
                 targets[index] = target
         optimizer.zero_grad()
-        batch_errors(objective, target, first_output(self.network, batch), batch).mean().backward()
+        loss = batch_errors(objective, target, first_output(self.network, batch), batch).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         for tensor in self._tensors:
             tensor.pull()
         optimizer.step()

@@ -31,10 +31,10 @@ class LayerReport:
 class Choice:
     """The plan against the best uniform quantization of no more bytes (or the smallest), of ``uniform_form``.
 
-    ``planned_error`` and ``uniform_error`` are measured on held-out calibration data; the lower one is shipped,
-    if both fit. ``gauge`` is the measured over the summed predicted error of the uniform network on the
-    evaluation data: what the prediction does not know, such as how far these are from the calibration data.
-    ``predicted_error`` of the report is the plan's sum times it.
+    ``planned_error`` and ``uniform_error`` are measured on held-out calibration data; the lower one is
+    shipped, if both fit. ``gauge`` is the measured over the summed predicted error of the uniform network
+    on the evaluation data: what the prediction does not know, such as how far these are from the
+    calibration data. ``predicted_error`` of the report is the plan's sum times it.
     """
 
     planned_error: float

@@ -30,6 +30,7 @@ from svd2onnx.descent import descend
 from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
+SWEEPS = 4
 _COLUMNS = 64
 _DAMPING = 0.05
 _SIDE_DAMPING = 1.0
@@ -39,8 +40,8 @@ _SIDE_DAMPING = 1.0
 class Curvature:
     """What rounding minimises: tr(G D H D^T), D the change of a weight [out, in].
 
-    ``inputs`` is H, float64 [in, in], positive definite. ``outputs`` is G, float32 [out, out], or None for equal
-    and independent outputs.
+    ``inputs`` is H, float64 [in, in], positive definite. ``outputs`` is G, float32 [out, out], or None for
+    equal and independent outputs.
     """
 
     inputs: Tensor
@@ -55,7 +56,8 @@ class Curvature:
     def spread(self) -> Tensor:
         """U, float32: how a column's rounding error is spread over those that follow in ``order``."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.inputs[self.order][:, self.order]))
-        return torch.linalg.cholesky(inverse, upper=True).float()
+        spread: Tensor = torch.linalg.cholesky(inverse, upper=True)
+        return spread.float()
 
     @classmethod
     def of(cls, statistics: LayerStatistics, damping: float = _DAMPING) -> Curvature:
@@ -77,9 +79,12 @@ class Curvature:
 
 
 def round_second_order(
-    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None
+    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int = SWEEPS
 ) -> list[QuantizedTensor]:
-    """``weight`` [rows, columns] rounded to each of ``specs``; to nearest without a curvature."""
+    """``weight`` [rows, columns] rounded to each of ``specs``; to nearest without a curvature.
+
+    ``sweeps`` are those of the descent: more are slower and better.
+    """
     if curvature is None:
         return [quantize(weight, spec) for spec in specs]
     rows, columns = weight.shape
@@ -101,6 +106,7 @@ def round_second_order(
             limits[coarse],
             curvature.inputs.float(),
             curvature.outputs,
+            sweeps,
         )
     return [
         QuantizedTensor(c.to(torch.int8), grid.store(s), spec, grid.unit)

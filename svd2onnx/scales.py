@@ -28,7 +28,8 @@ _FLOAT16_NORMAL = (6.104e-5, 65504.0)
 class ScaleGrid:
     """The steps that can be stored.
 
-    Multiples of ``unit``, float16 [1, 1] or [rows, 1], as int8; or, where ``unit`` is None, floats of ``dtype``.
+    Multiples of ``unit``, float16 [1, 1] or [rows, 1], as int8; or, where ``unit`` is None, floats of
+    ``dtype``.
     """
 
     dtype: torch.dtype
@@ -36,7 +37,7 @@ class ScaleGrid:
 
     @classmethod
     def covering(cls, largest: Tensor) -> ScaleGrid:
-        """The smallest grid that serves blocks whose steps have at most the magnitudes ``largest`` [rows, blocks].
+        """The smallest grid for blocks whose steps are at most ``largest`` [rows, blocks] in magnitude.
 
         Blocks of zeros have no say.
         """

@@ -2,11 +2,12 @@
 
 For D = W - W~, with x the layer's inputs, mu their mean and g the gradients of a probe at its outputs,
 
-    error(D) = 1/2 E_sample ( sum_t g_t^T D (x_t - mu) )^2 = 1/2 E_sample <Gamma, D>^2,   Gamma = sum_t g_t (x_t - mu)^T
+    error(D) = 1/2 E_sample ( sum_t g_t^T D (x_t - mu) )^2
+             = 1/2 E_sample <Gamma, D>^2,      Gamma = sum_t g_t (x_t - mu)^T
 
 This is the Gauss-Newton approximation of the objective (see ``probes``), exact for small changes. The mean is
-subtracted because the bias is corrected by D mu. Summed over layers it predicts the error of the network, and so
-compares dense and low-rank forms, and one layer with another, in one currency.
+subtracted because the bias is corrected by D mu. Summed over layers it predicts the error of the network,
+and so compares dense and low-rank forms, and one layer with another, in one currency.
 
 The samples are those that calibration held out: on the data that a weight was rounded for, its error looks
 smaller than it is.
@@ -34,7 +35,9 @@ class ErrorPredictor:
 
     def __init__(self, statistics: LayerStatistics) -> None:
         if not statistics.probes:
-            raise ValueError("the statistics hold no probes: calibrate for an objective, with batches held out")
+            raise ValueError(
+                "the statistics hold no probes: calibrate for an objective, with batches held out"
+            )
         self._statistics = statistics
         self._count = sum(probes.count for probes in statistics.probes)
 
@@ -51,7 +54,11 @@ class ErrorPredictor:
 
     def _from_gammas(self, probes: ProbedRows, changes: Tensor) -> Tensor:
         """Sums of squares [changes] over the samples; ``changes`` are flat."""
-        parts = list(zip(self._centred(probes).split(probes.lengths), self._gradients(probes), strict=True))
+        parts = list(
+            zip(
+                torch.split(self._centred(probes), list(probes.lengths)), self._gradients(probes), strict=True
+            )
+        )
         step = max(1, _TOGETHER // changes.shape[1])
         totals = torch.zeros(len(changes), dtype=torch.float64)
         for start in range(0, len(parts), step):
@@ -64,10 +71,10 @@ class ErrorPredictor:
         is_table = self._statistics.mean is None
         rows = probes.x if is_table else self._centred(probes)
         sums = []
-        for x, g in zip(rows.split(1024), probes.g.split(1024), strict=True):
+        for x, g in zip(torch.split(rows, 1024), torch.split(probes.g, 1024), strict=True):
             output = change[x] if is_table else x @ change.T
             sums.append((output * g.float()).sum(dim=1))
-        samples = torch.stack([part.sum() for part in torch.cat(sums).split(probes.lengths)])
+        samples = torch.stack([part.sum() for part in torch.split(torch.cat(sums), list(probes.lengths))])
         return samples.double().square().sum()
 
     def _centred(self, probes: ProbedRows) -> Tensor:
@@ -75,7 +82,7 @@ class ErrorPredictor:
         return probes.x.float() - self._statistics.mean.float()
 
     def _gradients(self, probes: ProbedRows) -> tuple[Tensor, ...]:
-        return probes.g.float().split(probes.lengths)
+        return torch.split(probes.g.float(), list(probes.lengths))
 
 
 class RelativeChange:

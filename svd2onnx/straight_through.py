@@ -15,16 +15,14 @@ arXiv 1902.08153, whose gradient of s differs in that there v moves with s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svd2onnx.layers import weight_of
 from svd2onnx.scales import ScaleGrid, widen
-from svd2onnx.schema import CompressedLayer, LayerSite, QuantizedTensor
+from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
 _LEAN = 0.8
 _RATIOS = (0.5, 2.0)

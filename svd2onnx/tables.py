@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from svd2onnx.inspection import LayerInspection
-from svd2onnx.report import CompressionReport
+from svd2onnx.report import Choice, CompressionReport
 from svd2onnx_runtime import BenchResult, EvaluationResult
 
 
@@ -27,6 +27,12 @@ def compression_table(report: CompressionReport) -> Table:
         "strict fidelity",
         f"{report.strict_fidelity:.5f} (ONNX and PyTorch differ by {report.strict_relative_error:.0e})",
     )
+    if report.predicted_error is not None:
+        table.add_row(
+            "error, predicted", f"{report.predicted_error:.5f} (measured: {report.strict_error:.5f})"
+        )
+    if report.choice is not None:
+        table.add_row("against uniform", _against(report.choice))
     deployed = report.deployed
     error = f" +- {deployed.standard_error:.5f}" if deployed.standard_error is not None else ""
     table.add_row(
@@ -47,6 +53,16 @@ def compression_table(report: CompressionReport) -> Table:
     for name, reason in certificate.unfused[:5]:
         table.add_row("not fused", f"{name}: {reason}")
     return table
+
+
+def _against(choice: Choice) -> str:
+    """The plan and the uniform quantization that it is measured against, on held-out data."""
+    shipped = "uniform" if choice.uniform_wins else "planned"
+    size = "no more bytes" if choice.uniform_fits else "more bytes"
+    return (
+        f"{choice.planned_error:.5f} planned, {choice.uniform_error:.5f} {choice.uniform_form} of {size} "
+        f"(held-out data): {shipped} is shipped"
+    )
 
 
 def inspection_table(rows: Sequence[LayerInspection]) -> Table:

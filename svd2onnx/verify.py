@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class StrictCheck:
-    """``relative_error`` is the worst over outputs and batches; the others are against the float32 network."""
+    """``relative_error`` is the worst over outputs and batches; the others are against float32."""
 
     relative_error: float
     fidelity: float

@@ -1,7 +1,9 @@
 """onnxruntime's MatMulNBitsQuantizer: round to nearest, HQQ, k-quant and GPTQ.
 
 "default" is its own rounding to nearest (C++ kernels); "k_quant" and "gptq" come from Intel's Neural
-Compressor. "k_quant" takes its bits only node by node, "gptq" none but 4.
+Compressor. "k_quant" takes its bits only node by node, "gptq" none but 4. In onnxruntime 1.31.1 "gptq"
+is rounding to nearest, whatever the data: it reads the triangular factor by its columns where the rows
+are meant, so that no column's error reaches the columns after it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ def compress(
     block: int,
     symmetric: bool = False,
     qdq: bool = False,
-    mse: bool = False,
 ) -> None:
     """Quantize every MatMul with a constant weight.
 
@@ -37,7 +38,6 @@ def compress(
         block: weights that share a scale.
         symmetric: without zero points, for "default" and "gptq".
         qdq: DequantizeLinear and MatMul in place of the contrib operator, for "default".
-        mse: search the scale, for "gptq".
     """
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
@@ -58,9 +58,7 @@ def compress(
     elif algorithm == "k_quant":
         configuration = nbits.KQuantWeightOnlyQuantConfig(customized_weight_config=by_node)
     else:
-        # In steps of its blocks, because it takes a block's scale from weights that are up to date
-        # only where a step begins. Its "actorder" permutes the weights and not their scales.
-        configuration = nbits.GPTQWeightOnlyQuantConfig(_Reader(task.calibration), block_size=block, mse=mse)
+        configuration = nbits.GPTQWeightOnlyQuantConfig(_Reader(task.calibration), block_size=block)
         # Its code asks for this field, which its configuration does not set.
         configuration.customized_weight_config = None
     quantizer = nbits.MatMulNBitsQuantizer(

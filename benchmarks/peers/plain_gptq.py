@@ -5,8 +5,8 @@
 
 The grid of a block (scale and zero point from its smallest and largest weight) is taken when the block
 is reached, from the weights as they have become. Written as onnxruntime's MatMulNBits with float32
-scales, which is what its own quantizers write. Neither onnxruntime's GPTQ (it rounds a second time, on
-another grid) nor onnxsim's (4 bits, scales of plain rounding) is quite this, and NNCF has none for ONNX.
+scales, which is what its own quantizers write. onnxruntime's GPTQ is rounding to nearest (see
+``ort_nbits``), onnxsim's has 4 bits, no order, and the scales of plain rounding, and NNCF has none for ONNX.
 """
 
 from __future__ import annotations

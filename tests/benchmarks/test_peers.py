@@ -63,6 +63,17 @@ def test_onnxruntime(row_of: Any, setting: dict[str, Any], bits: float, error: f
     assert 0 <= row.metric <= 1
 
 
+def test_gptq_of_onnxruntime_does_not_look_at_the_data() -> None:
+    """The day this fails it has become a real peer, and its row is to be measured again."""
+    from onnxruntime.quantization.neural_compressor.weight_only import gptq
+
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 64)) @ generator.normal(size=(64, 64))
+    weight = generator.normal(size=(64, 32))
+    blind, seeing = (gptq(weight.copy(), moment) for moment in (np.eye(64), inputs.T @ inputs))
+    np.testing.assert_array_equal(blind, seeing)
+
+
 def test_onnxruntime_leaves_8_bits_as_qdq_in_float_and_the_row_says_so(row_of: Any) -> None:
     row = row_of(ort_nbits, algorithm="default", bits=8, block=32, symmetric=True, qdq=True)
     assert row.failure == "it left every Linear in float32, without an error"

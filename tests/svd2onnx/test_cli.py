@@ -192,7 +192,10 @@ NAN = "    network = Network()\n    network.first.weight.data[0, 0] = float('nan
         (("import torch", "import torch"), ("--plan", "a", "--target-size", "1x"), ("different goals",)),
         (("import torch", "import torch"), ("--method", "svd", "--plan", "a"), ("rule of its own",)),
     ],
-    ids="nan build type forward objective names metric data folder include exclude all epsilon size fidelity plan goals method".split(),
+    ids=(
+        "nan build type forward objective names metric data folder include exclude all epsilon size fidelity "
+        "plan goals method"
+    ).split(),
 )
 def test_a_failure_on_the_way(
     write_model_file: Write, tmp_path: Path, change: tuple[str, str], options: tuple, parts: tuple

@@ -93,9 +93,14 @@ def test_the_file_ends_within_a_percent_below_its_target(
     assume(target > rest + 60 * 2 * node + 0.05 * float_bytes)
     plan, tried = run(SizeGoal(menu, [], float_bytes, target), file_bytes, never)
     assert file_bytes(plan) <= target
-    # Among so many layers there is always something to buy with one percent, or five rounds are over.
-    assert file_bytes(plan) >= 0.99 * target or len(tried) >= 5
-    assert file_bytes(plan) >= 0.95 * target
+    if file_bytes(plan) >= 0.99 * target or len(tried) >= 5:
+        return
+    # Otherwise nothing that helps can be had for what is left, but for what each round leaves to be safe.
+    left = target - file_bytes(plan) - 256 * len(tried)
+    for name, options in menu.items():
+        now = next(option for option in options if option.form == plan.forms.get(name))
+        better = [option.size - now.size for option in options if option.error < now.error]
+        assert min(better, default=math.inf) > left
 
 
 def test_a_size_that_cannot_be_reached_names_the_range() -> None:
@@ -129,12 +134,7 @@ def test_the_smallest_file_that_reached_the_fidelity_is_the_last(
         return factor * (plan.predicted_error or 0.0) ** (1 + bend)
 
     goal = FidelityGoal(menu, [], largest, 1 - largest)
-    try:
-        plan, tried = run(goal, lambda plan: stored_bytes(plan, menu), error)
-    except PlanError as refused:
-        assert "was not reached" in str(refused)
-        assert abs(bend) > 0.05 or factor > 1
-        return
+    plan, tried = run(goal, lambda plan: stored_bytes(plan, menu), error)
     assert error(plan) <= largest
     reached = [stored_bytes(other, menu) for other in tried if error(other) <= largest]
     assert stored_bytes(plan, menu) == min(reached)

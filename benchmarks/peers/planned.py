@@ -1,0 +1,74 @@
+"""svd2onnx's planner, with the embeddings left in float: every size from one pricing of the candidates."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.task import Task
+from svd2onnx.building import Build, Builder
+from svd2onnx.calibrate import LayerStatistics, hold_out
+from svd2onnx.candidates import Candidate
+from svd2onnx.choosing import priced_menu, uniform_plans
+from svd2onnx.goals import SizeGoal
+from svd2onnx.loading import Batch
+from svd2onnx.pipeline import better_of, gather_statistics, predicted_error, reach
+from svd2onnx.preparation import Prepared, prepare
+from svd2onnx.progress import silent
+from svd2onnx.report import Choice
+from svd2onnx.settings import Settings
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A network with its statistics and the candidates of its layers."""
+
+    prepared: Prepared
+    statistics: Mapping[str, LayerStatistics]
+    judging: Sequence[Batch]
+    menu: Mapping[str, Sequence[Candidate]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What became of one size. ``predicted`` is the error that was predicted, before any retraining."""
+
+    build: Build
+    choice: Choice | None
+    predicted: float | None
+
+
+def compress(task: Task, output: Path, *, bits: float, recover: int = 0) -> None:
+    """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
+
+    What was predicted is written beside ``output``, as JSON under the suffix ``.predicted``.
+    """
+    planned = plan_size(task, output, bits, recover)
+    output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
+
+
+def plan_size(task: Task, output: Path, bits: float, recover: int = 0) -> Planned:
+    """Write the file to ``output``, as ``compress`` does, and tell what was planned."""
+    priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
+    target = task.other_bytes + int(bits * task.linear_weights / 8)
+    goal = SizeGoal(priced.menu, uniform_plans(priced.prepared.sites), task.graph.stat().st_size, target)
+    builder = Builder(priced.prepared, priced.statistics, priced.judging, output, task.graph, "cpu", silent)
+    build = reach(goal, builder)
+    build, choice = better_of(build, goal.rival(build.plan), builder)
+    predicted = predicted_error(build.plan, choice)
+    if recover:
+        build = builder.recovered(build, recover)
+        builder.write(build)
+    return Planned(build, choice, predicted)
+
+
+@functools.lru_cache(maxsize=1)
+def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]) -> Priced:
+    settings = Settings(exclude=kept, calibration_samples=samples)
+    prepared = prepare(source, settings, data)
+    fit, judging = hold_out(prepared.batches)
+    statistics = gather_statistics(prepared, settings, fit, judging, silent)
+    return Priced(prepared, statistics, judging, priced_menu(prepared, statistics, judging, silent))
