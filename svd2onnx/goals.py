@@ -22,6 +22,8 @@ _NEAR = 0.01
 """A file may stay below its target size by this share."""
 _CLOSE = 0.85
 """A measured error of so much of what is allowed is worth no further round."""
+_NOTHING = 1e-12
+"""No plan is aimed at a smaller predicted error."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,10 @@ class FidelityGoal(_Planned):
             return self._settle(plan)
         self._aim *= 0.97 * self._largest / max(error, self._largest / 4)
         better = self.first()
+        # Few layers leave few plans: where this one missed, aim lower until there is another.
+        while error > self._largest and better.forms == plan.forms and self._aim > _NOTHING:
+            self._aim /= 2
+            better = self.first()
         if dict(better.forms) == dict(plan.forms):
             return self._settle(plan)
         return better
