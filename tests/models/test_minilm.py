@@ -159,16 +159,15 @@ def test_sts_training_texts_are_mixed_and_hold_nothing_out_of_evaluation(
     assert training[:256] == sorted(training[:256], key=len)
 
 
-def test_every_other_word_is_foreign(minilm: ModuleType) -> None:
-    ids = torch.randint(999, 30522, (64, 40), generator=torch.Generator().manual_seed(0))
+def test_three_words_in_ten_are_foreign(minilm: ModuleType) -> None:
+    ids = torch.randint(1996, 30522, (64, 40), generator=torch.Generator().manual_seed(0))
     ids[:, 0], ids[:, 20:] = 101, 0
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     changed = minilm._with_foreign_words(batch)
     differs = changed["input_ids"] != ids
-    assert 0.45 < float(differs[:, 1:20].float().mean()) < 0.55
+    assert 0.25 < float(differs[:, 1:20].float().mean()) < 0.35
     words = changed["input_ids"][differs]
-    assert int(words.min()) >= 999
-    assert 4000 < float(words.float().median()) < 7500  # of a log-uniform draw: 5,500
+    assert int(words.min()) >= 1996
     assert not differs[:, 20:].any()
     assert not differs[:, 0].any()
     assert changed["attention_mask"] is batch["attention_mask"]
