@@ -15,6 +15,7 @@ from svd2onnx.loading import Batch, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
+from svd2onnx.recover import recover
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
 from svd2onnx_runtime import EvaluationResult, evaluate
@@ -88,8 +89,6 @@ class Builder:
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
-        from svd2onnx.recover import recover
-
         batches = list(prepared.model_file.inputs("recovery"))
         result = recover(
             prepared.model,

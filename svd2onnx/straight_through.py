@@ -91,18 +91,20 @@ class TrainedTensor(nn.Module):
 class TrainedLayer(nn.Module):
     """The trainable tensors of a ``CompressedLayer``, shared by all modules of its site."""
 
-    def __init__(self, layer: CompressedLayer, original: Tensor, trains_shift: bool) -> None:
+    def __init__(self, layer: CompressedLayer, original: Tensor, *, trains_shift: bool) -> None:
         super().__init__()
         self.layer = layer
-        alone = layer.left is None
-        self.dense = TrainedTensor(layer.dense, original if alone else None) if layer.dense else None
+        rest = original if layer.left is None else None
+        if layer.left is not None and layer.right is not None and layer.dense is not None:
+            rest = original - layer.left.dequantize() @ layer.right.dequantize()
+        self.dense = TrainedTensor(layer.dense, rest) if layer.dense else None
         self.left = TrainedTensor(layer.left) if layer.left else None
         self.right = TrainedTensor(layer.right) if layer.right else None
-        shift = layer.bias_shift
-        self.shift = nn.Parameter(shift.clone()) if shift is not None and trains_shift else None
+        shift = layer.bias_shift if trains_shift else None
+        self.shift = None if shift is None else nn.Parameter(shift.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], without a bias of the module."""
+        """[..., in] -> [..., out], without the bias of the module."""
         y: Tensor | None = None
         if self.dense is not None:
             y = functional.linear(x, self.dense.weight)
@@ -117,25 +119,27 @@ class TrainedLayer(nn.Module):
         """The layer to store; its shift is None where the biases of its modules have taken it up."""
 
         def part(trained: TrainedTensor | None) -> QuantizedTensor | None:
-            return trained.stored() if trained is not None else None
+            return None if trained is None else trained.stored()
 
+        shift = None if self.shift is None else self.shift.detach().clone()
         return replace(
             self.layer,
             dense=part(self.dense),
             left=part(self.left),
             right=part(self.right),
-            bias_shift=None if self.shift is None else self.shift.detach().clone(),
+            bias_shift=shift,
         )
 
 
 class TrainedLinear(nn.Module):
-    """What takes an nn.Linear's place: y = layer(x) + b, with ``bias`` b of its own or None."""
+    """What takes an nn.Linear's place: y = layer(x) + b, with a bias b of its own or None."""
 
-    def __init__(self, trained: TrainedLayer, bias: nn.Parameter | None) -> None:
+    def __init__(self, layer: TrainedLayer, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.trained = trained
+        self.layer = layer
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.trained(x)
+        """[..., in] -> [..., out]."""
+        y: Tensor = self.layer(x)
         return y if self.bias is None else y + self.bias
