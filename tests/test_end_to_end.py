@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(folder: Path) -> dict[str, Any]:
     """Of int4 with the tables quantized too."""
-    return compress_export(folder, "--method", "quantize", "--bits", "4")
+    return compress_export(folder, *"--method quantize --bits 4 --calibration-samples 256".split())
 
 
 def test_four_bits_keep_at_most_0_16_of_the_bytes(folder: Path, report: dict[str, Any]) -> None:
@@ -86,3 +86,22 @@ def test_low_rank_pairs_of_the_first_layer(tmp_path: Path, monkeypatch: pytest.M
     assert report["deployed"]["fidelity"] > 0.9
     untouched = [r for r in report["layers"] if "layer.1." in r["name"] and r["kind"] == "linear"]
     assert {(r["form"], r["note"]) for r in untouched} == {("float", "not matched by --include")}
+
+
+def test_a_plan_of_the_first_layer_hits_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
+    target = 84_200_000  # 83.2 MB are no Linears of this layer; the rest is about 4.4 bits a weight
+    options = f"--target-size {target} --calibration-samples 96 --include *layer.0.*".split()
+    report = compress_export(tmp_path, *options)
+    assert 0.99 * target < report["file_bytes"] <= target
+    assert report["certificate"]["unfused"] == []
+    forms = {entry["form"] for entry in report["layers"] if "layer.0." in entry["name"]}
+    assert len(forms - {"float"}) >= 1
+    assert 0 < report["predicted_error"] < 0.02
+    assert report["strict_error"] < 0.02
+    choice = report["choice"]
+    assert choice["uniform_fits"]
+    shipped_uniform = choice["uniform_error"] < choice["planned_error"]
+    assert (report["method"] == "quantize") == shipped_uniform
+    plan = json.loads((tmp_path / "minilm.onnx.plan.json").read_text())
+    assert set(plan["layers"]) <= {entry["name"] for entry in report["layers"]}
