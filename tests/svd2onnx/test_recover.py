@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.layers import discover
-from svd2onnx.realize import realize_layer
+from svd2onnx.lowrank import factorize
+from svd2onnx.quantize import quantize
 from svd2onnx.recover import Rates, Recovered, recover
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
@@ -68,12 +69,25 @@ def retrained(result: Compressed, objective: str = "mse", steps: int = 60, **opt
     )
 
 
+def plain(weight: Tensor, form: LayerForm, mean: Tensor | None = None) -> CompressedLayer:
+    """Rounded to nearest, so that retraining has something to do; ``mean`` [in] gives a shift of the bias."""
+    dense = quantize(weight, form.dense) if form.dense else None
+    layer = CompressedLayer((weight.shape[0], weight.shape[1]), dense)
+    if form.factors:
+        rest = weight - layer.weight()
+        left, right = factorize(rest).truncate(form.rank).quantize(form.factors)
+        layer = replace(layer, left=left, right=right)
+    if mean is None:
+        return layer
+    return replace(layer, bias_shift=((weight - layer.weight()).double() @ mean).float())
+
+
 def compressed(kind: type[nn.Module], form: LayerForm = FORMS["dense"]) -> Compressed:
     """Every Linear of a network stored as ``form``, its tables at 2 bits."""
     network = seeded(kind)
     result = compress(network, data(network), COARSE)
     layers = {
-        site.name: realize_layer(network.get_submodule(site.name).weight, form, result.statistics[site.name])
+        site.name: plain(network.get_submodule(site.name).weight, form, result.statistics[site.name].mean)
         if site.kind == "linear"
         else result.layers[site.name]
         for site in result.sites
@@ -244,7 +258,7 @@ def test_gradients_of_codes_and_ratios_are_those_of_the_weight() -> None:
     """dL/dv = dL/dW s and dL/dr = sum dL/dW W, a partial last block included."""
     torch.manual_seed(0)
     weight = torch.randn(5, 40)
-    stored = realize_layer(weight, LayerForm(QuantSpec(4, 16))).dense
+    stored = plain(weight, LayerForm(QuantSpec(4, 16))).dense
     trained = TrainedTensor(stored, weight)
     assert torch.equal(trained.weight, stored.dequantize())
     gradient = torch.randn(5, 40)
