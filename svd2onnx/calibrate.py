@@ -8,7 +8,7 @@ For each linear site, with x its inputs and g the gradients of a random probe (`
     probes              x and g themselves, of samples held out      what ``score`` predicts errors from
 
 The moments are what weights are fitted to; held-out samples judge the fit, because a fit looks better on
-its own data than it is. Moments are float64; padding is left out.
+its own data than it is. Moments are summed over the batches in float64; padding is left out.
 
 Source: A and G are the Kronecker factors of K-FAC (Martens and Grosse, arXiv 1503.05671); the
 gradient-weighted moment follows GuidedQuant (arXiv 2505.07004).

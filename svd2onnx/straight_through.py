@@ -24,7 +24,7 @@ from torch.nn import functional
 from svd2onnx.scales import ScaleGrid, widen
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
-_LEAN = 0.8
+_LEAN = 0.5
 _RATIOS = (0.5, 2.0)
 _EDGE = 0.49
 """How far a latent code may stand beyond the codes."""
