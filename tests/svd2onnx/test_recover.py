@@ -277,14 +277,15 @@ def test_gradient_of_the_error(objective: str, monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     reference, output = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
     mask = torch.tensor([[1, 1, 1], [1, 0, 1]]) if objective == "kl" else None
+    batch = {} if mask is None else {"attention_mask": mask}
 
     def error(at: Tensor) -> float:
         arrays = reference.numpy(), at.numpy(), None if mask is None else mask.numpy()
         return float(sample_errors(objective, *arrays).mean())
 
-    whole = error_gradient(objective, reference, output, mask)
+    whole = error_gradient(objective, reference, output, batch)
     monkeypatch.setattr("svd2onnx.teacher._ELEMENTS", 4)
-    torch.testing.assert_close(error_gradient(objective, reference, output, mask), whole)
+    torch.testing.assert_close(error_gradient(objective, reference, output, batch), whole)
     for place in ((0, 0, 0), (1, 1, 2), (1, 2, 5)):
         change = torch.zeros_like(output, dtype=torch.float64)
         change[place] = 1e-5
