@@ -88,6 +88,7 @@ def test_low_rank_pairs_of_the_first_layer(tmp_path: Path, monkeypatch: pytest.M
     assert {(r["form"], r["note"]) for r in untouched} == {("float", "not matched by --include")}
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_first_layer_hits_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
     target = 84_200_000  # 83.2 MB are no Linears of this layer; the rest is about 4.4 bits a weight
