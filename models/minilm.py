@@ -196,7 +196,7 @@ def _training_texts(split: str, data: Path | None) -> list[str]:
     seen = {text: None for first, second, _ in pairs[:middle] for text in (first, second)}
     sentences = [text for text in seen if text not in held_out]
     random.Random(0).shuffle(sentences)  # the file is sorted by genre
-    turns = zip_longest(sentences[0::2], sentences[1::2], passages[: len(sentences) // 2])
+    turns = zip_longest(sentences[0::2], sentences[1::2], passages)
     texts = [text for turn in turns for text in turn if text is not None][: _TEXTS["calibration"]]
     used = set(texts)
     further += [text for text in sentences + passages if text not in used]
