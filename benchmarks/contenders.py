@@ -41,7 +41,7 @@ def contenders() -> list[Contender]:
 
 
 def _ours() -> list[Contender]:
-    sizes = (4.25, 3.0, 2.0, 4.6, 2.5, 8.0, 6.0, 5.0, 3.5, 2.25, 4.0)
+    sizes = (4.5, 3.5, 2.5, 4.25, 3.0, 2.0, 4.6, 8.0, 6.0, 5.0, 2.25, 4.0)
     points = [
         *(_of("svd2onnx auto", planned, bits=bits) for bits in sizes),
         *(_of("svd2onnx quantize", ours, bits=8, block_size=block) for block in (128, 32)),

@@ -42,6 +42,7 @@ class Worker:
     gigabytes: float
     _process: SpawnProcess | None = field(default=None, repr=False)
     _connection: Connection | None = field(default=None, repr=False)
+    _last: str | None = field(default=None, repr=False)
 
     def compress(self, task: Task, contender: Contender, output: Path) -> None:
         """Let ``contender`` write ``output``.
@@ -49,6 +50,9 @@ class Worker:
         Raises:
             PeerError: it failed, or was stopped at a limit.
         """
+        if contender.name != self._last and self._process and _memory(self._process.pid) > self.gigabytes / 4:
+            self.close()  # what one contender left behind is not the next one's fault
+        self._last = contender.name
         process, connection = self._started()
         connection.send((task, contender, output))
         try:
@@ -56,8 +60,6 @@ class Worker:
         except PeerError:
             self.close()
             raise
-        if _memory(process.pid) > self.gigabytes / 4:
-            self.close()  # what one contender left behind is not the next one's fault
         if reason:
             raise PeerError(reason)
 

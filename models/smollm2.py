@@ -46,7 +46,7 @@ dynamic_shapes = {
 
 _TOKENS = 256
 _PIECES = {"calibration": 64, "recovery": 128, "evaluation": 32}
-_BATCH = 4  # logits take 50 MB a piece
+_BATCH = 2  # logits take 50 MB a piece
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -98,7 +98,7 @@ def build() -> nn.Module:
 def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of a split, always the same ones in the same order.
 
-    Each holds ``input_ids`` and ``attention_mask``, int64 [4, 256]. No evaluation text occurs in
+    Each holds ``input_ids`` and ``attention_mask``, int64 [2, 256]. No evaluation text occurs in
     another split; the recovery pieces begin with the calibration ones.
 
     Raises:

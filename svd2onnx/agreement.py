@@ -18,6 +18,13 @@ def first_output(model: nn.Module, batch: Batch) -> Tensor:
     return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
+def error_count(model: nn.Module, batch: Batch, objective: str) -> int:
+    """How many errors there are on ``batch``: one for each row, or for each token."""
+    with torch.inference_mode():
+        output = first_output(model, batch)
+        return len(batch_errors(objective, output, output, batch))
+
+
 def mean_error(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch], objective: str) -> float:
     """The mean error over all samples of ``batches``, in the units of the objective."""
     errors = []

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ LARGEST_OUTPUTS = 8192
 HELD_OUT = 6
 PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
-MOST_DRAWS = 3
+MOST_DRAWS = 2
 _NO_GRADIENTS = (
     "no gradients reach the layers from the network's first output, which calibration needs: forward must "
     "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
@@ -62,7 +62,8 @@ class ProbedRows:
 class LayerStatistics:
     """See the module's docstring. Shapes: ``mean`` [in], ``samples`` [n, in], A and B [in, in], G [out, out].
 
-    A table has ``probes`` and ``output_moment`` only. Without gradients there are no G, B and probes.
+    A table has ``probes`` and ``output_moment`` only. Without gradients there are no G, B and probes, and
+    with them no ``samples``.
     """
 
     count: int
@@ -72,6 +73,10 @@ class LayerStatistics:
     output_moment: Tensor | None = None
     gradient_moment: Tensor | None = None
     probes: tuple[ProbedRows, ...] = ()
+
+    def without_probes(self) -> LayerStatistics:
+        """What is needed when candidates are priced; probes take most of the memory."""
+        return replace(self, probes=())
 
 
 def calibrate(
@@ -99,8 +104,7 @@ def calibrate(
         usable = [site for site in usable if site.kind == "linear"]
     if not usable:
         return {}
-    inputs = {site.name: _Moments(site.shape[1]) for site in usable if site.kind == "linear"}
-    gatherers = {site.name: _Gatherer(site, inputs.get(site.name)) for site in usable}
+    gatherers = {site.name: _Gatherer(site, keeps_samples=objective is None) for site in usable}
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
@@ -160,7 +164,7 @@ def _observe(
     size = next(iter(arguments.values())).shape[0]
     mask = batch.get("attention_mask")
     seen: dict[tuple[int, int], _Rows] = {}
-    gradients: list[tuple[_Gatherer, _Rows, Tensor]] = []
+    count = 0
 
     def hook(gatherer: _Gatherer) -> Callable[..., Any]:
         def forward(
@@ -179,7 +183,8 @@ def _observe(
                 raise SourceError(_NO_GRADIENTS)
             # A leaf cannot be changed in place by what follows.
             result = output if output.requires_grad else output.detach().requires_grad_().clone()
-            result.register_hook(lambda g: gradients.append((gatherer, rows, g)))  # type: ignore[no-untyped-call]
+            # Taken one by one, as they come: together they are as large as the activations.
+            result.register_hook(lambda g: gatherer.add_gradients(rows, g, count, draws > 0))  # type: ignore[no-untyped-call]
             return result
 
         return forward
@@ -196,14 +201,10 @@ def _observe(
                 for left in range(max(1, draws), 0, -1):
                     loss, count = probe(objective, output, batch, generator)
                     loss.backward(retain_graph=left > 1)  # type: ignore[no-untyped-call]
-                    for gatherer, rows, g in gradients:
-                        gatherer.add_gradients(rows, g, count, draws > 0)
-                    gradients.clear()
     finally:
         for handle in handles:
             handle.remove()
         # Break the cycle of tensors, hooks and rows, which would keep the whole graph alive.
-        gradients.clear()
         for rows in seen.values():
             rows.release()
 
@@ -255,7 +256,8 @@ class _Rows:
 class _Moments:
     """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, keeps_samples: bool) -> None:
+        self.keeps_samples = keeps_samples
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64)
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
@@ -271,15 +273,14 @@ class _Moments:
         self.scatter += torch.outer(shift, shift) * (self.count * count / total)
         self.mean += shift * (count / total)
         self.count = total
-        keep = 128
-        self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone())
+        if self.keeps_samples:
+            keep = 128
+            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone())
 
-    @functools.cached_property
-    def covariance(self) -> Tensor:
-        return self.scatter / max(1, self.count)
-
-    @functools.cached_property
-    def samples(self) -> Tensor:
+    @property
+    def samples(self) -> Tensor | None:
+        if not self.kept:
+            return None
         samples = torch.cat(self.kept)
         return samples[:: -(-samples.shape[0] // SAMPLES)].clone()
 
@@ -287,9 +288,10 @@ class _Moments:
 class _Gatherer:
     """Accumulates one site's statistics."""
 
-    def __init__(self, site: LayerSite, moments: _Moments | None) -> None:
-        self.moments = moments
+    def __init__(self, site: LayerSite, keeps_samples: bool) -> None:
         rows, width = site.shape
+        moments = _Moments(width, keeps_samples) if site.kind == "linear" else None
+        self.moments = moments
         self.outputs = width if moments is None else rows
         self.errors = 0
         self.probes: list[ProbedRows] = []
@@ -323,16 +325,17 @@ class _Gatherer:
         self.guided += x.T @ guided
 
     def finish(self) -> LayerStatistics:
+        """The statistics; what was summed is divided in place, as all sites' sums are large."""
         observed = self.errors > 0
-        outer = self.outer / self.errors if observed and self.outer is not None else None
+        outer = self.outer.div_(self.errors) if observed and self.outer is not None else None
         moments = self.moments
         if moments is None or self.guided is None:
             return LayerStatistics(0, output_moment=outer, probes=tuple(self.probes))
-        guided = (self.guided + self.guided.T) / (2 * self.errors) if observed else None
+        guided = self.guided.add_(self.guided.T.clone()).div_(2 * self.errors) if observed else None
         return LayerStatistics(
             moments.count,
             moments.mean,
-            moments.covariance,
+            moments.scatter.div_(max(1, moments.count)),
             moments.samples,
             outer,
             guided,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from svd2onnx.agreement import drop_errors
+from svd2onnx.agreement import drop_errors, error_count
 from svd2onnx.calibrate import LayerStatistics, first_rows
 from svd2onnx.candidates import BLOCKS, Candidate, candidates
 from svd2onnx.errors import PlanError
@@ -18,7 +18,7 @@ from svd2onnx.progress import Track
 from svd2onnx.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
 
-_DROP_ROWS = 8
+_DROP_ERRORS = 8
 
 
 def choose_goal(
@@ -66,7 +66,10 @@ def priced_menu(
     track: Track,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
-    model, few = prepared.model, first_rows(judging[0], _DROP_ROWS)
+    model = prepared.model
+    # Of a language model every token has an error, so that one row will do.
+    each = max(1, error_count(model, first_rows(judging[0], 1), prepared.objective))
+    few = first_rows(judging[0], -(-_DROP_ERRORS // each))
     means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
     dropped = drop_errors(model, means, few, prepared.objective, track)
     return candidates(model, prepared.sites, statistics, dropped, track)

@@ -12,8 +12,6 @@ Source: LQER and CALDERA (Saha et al., arXiv 2405.18886) for quantized factors b
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -32,14 +30,14 @@ def quantized_pair(
     """(left, right) at ``spec`` for the rank of ``factors``, which are where the search begins."""
     inputs = curvature.inputs
     side = torch.eye(len(weight)) if curvature.outputs is None else curvature.outputs
-    one_sided, right_goal = replace(curvature, outputs=None), factors.right
+    right_goal = factors.right
     pair: tuple[QuantizedTensor, QuantizedTensor] | None = None
     weighted = weight.double() @ inputs
     for _ in range(_TURNS):
         if pair is not None:
             left = pair[0].dequantize()
             right_goal = _solve(left.T @ side @ left, left.T @ side @ weight)
-        (right,) = round_second_order(right_goal, [spec], one_sided)
+        (right,) = round_second_order(right_goal, [spec], curvature.one_sided)
         rounded = right.dequantize().double()
         moment = rounded @ inputs @ rounded.T
         left_goal = _solve(moment, rounded @ weighted.T).T
@@ -55,12 +53,11 @@ def quantized_correction(
     """(dense, left, right) of a dense term with a low-rank correction: the best of the turns."""
     assert form.dense is not None
     assert form.factors is not None
-    one_sided = replace(curvature, outputs=None)
     best: tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor] | None = None
     least, product = float("inf"), torch.zeros_like(weight)
     for _ in range(_TURNS):
         # The pair answers for what the outputs' side asks, so this needs no descent.
-        (dense,) = round_second_order(weight - product, [form.dense], one_sided)
+        (dense,) = round_second_order(weight - product, [form.dense], curvature.one_sided)
         rest = weight - dense.dequantize()
         factors = weighting.factorize(rest).truncate(form.rank)
         left, right = quantized_pair(rest, factors, form.factors, curvature)

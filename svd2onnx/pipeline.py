@@ -67,6 +67,7 @@ def compress_export(
         fit, judging = hold_out(prepared.batches)
         statistics = gather_statistics(prepared, settings, fit, judging, track)
         goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
+        statistics = {name: own.without_probes() for name, own in statistics.items()}
         builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)

@@ -48,6 +48,11 @@ class Curvature:
     outputs: Tensor | None = None
 
     @functools.cached_property
+    def one_sided(self) -> Curvature:
+        """The same for equal and independent outputs."""
+        return Curvature(self.inputs)
+
+    @functools.cached_property
     def order(self) -> Tensor:
         """The columns by falling curvature."""
         return torch.argsort(self.inputs.diagonal(), descending=True)

@@ -71,4 +71,5 @@ def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]
     prepared = prepare(source, settings, data)
     fit, judging = hold_out(prepared.batches)
     statistics = gather_statistics(prepared, settings, fit, judging, silent)
-    return Priced(prepared, statistics, judging, priced_menu(prepared, statistics, judging, silent))
+    menu = priced_menu(prepared, statistics, judging, silent)
+    return Priced(prepared, {n: own.without_probes() for n, own in statistics.items()}, judging, menu)

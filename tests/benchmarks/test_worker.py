@@ -3,6 +3,7 @@
 ``operator.call(f, x)`` stands for a contender: f is the task and x the output.
 """
 
+import contextlib
 import operator
 import os
 import shutil
@@ -17,8 +18,8 @@ import pytest
 
 from benchmarks.worker import PeerError, worker
 
-CALL = SimpleNamespace(run=operator.call)
-COPY = SimpleNamespace(run=shutil.copyfile)
+CALL = SimpleNamespace(name="call", run=operator.call)
+COPY = SimpleNamespace(name="copy", run=shutil.copyfile)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,19 @@ def test_what_it_prints_is_not_seen(capfd: pytest.CaptureFixture[str]) -> None:
     with worker(minutes=1.0, gigabytes=1.0) as other:
         other.compress(print, CALL, "noise")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing tells the memory")
+def test_a_large_process_serves_one_contender_alone(tmp_path: Path) -> None:
+    """What it holds may be of use to the contender's other settings."""
+    with worker(minutes=1.0, gigabytes=1.0) as other:
+        other.compress(len, CALL, "noise")
+        first = other._process
+        assert first is not None
+        other.compress(len, CALL, "noise")
+        assert other._process is first
+        other.gigabytes = 0.04  # a fresh process holds more than a quarter of it
+        (tmp_path / "in").write_text("done")
+        with contextlib.suppress(PeerError):
+            other.compress(tmp_path / "in", COPY, tmp_path / "out")
+        assert not first.is_alive()

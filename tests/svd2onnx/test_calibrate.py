@@ -393,5 +393,5 @@ def test_a_batch_that_cannot_be_split_serves_for_both(batch: Batch) -> None:
 
 def test_few_samples_are_probed_more_often() -> None:
     assert [probe_draws([{"x": torch.zeros(rows, 2)}] * 2) for rows in (1, 100, 128, 129, 256, 4000)] == [
-        *(3, 3, 2, 2, 1, 1)
+        *(2, 2, 2, 2, 1, 1)
     ]
