@@ -9,7 +9,9 @@ in its text. Wordings differ between Python versions: compare numbers from one v
 With ``data``, a folder that holds the STS-B dev set (``stsb-en-dev.csv`` there or under ``sts/``;
 rows of sentence, sentence, score from 0 to 5), evaluation is the customary one: Spearman's rank
 correlation between cosine similarity and human judgement, on the second half of the file. That
-half is news and forums, the first is captions, and harder (0.801 against 0.916, 0.867 in all).
+half is news and forums, the first is captions, and harder (0.801 against 0.916, 0.867 in all). The first half's
+sentences then are for calibration and recovery, and passages of WikiText-2 too, if its validation text is
+there (``valid.txt`` there or under ``wikitext2/``; the first half of it is used).
 
 What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective`` and
 ``dynamic_shapes``.
@@ -181,7 +183,7 @@ def _batches(texts: list[str], size: int) -> Iterator[dict[str, Tensor]]:
 
 
 def _training_texts(split: str, data: Path | None) -> list[str]:
-    """Return stdlib passages, with two STS-B sentences before each where there is data.
+    """Return stdlib passages; where there is data, two STS-B sentences to one of them and one of WikiText.
 
     A network tuned on one domain overfits it, hence the mixture. The further texts of recovery go by
     length, so that little of their batches is padding.
@@ -196,10 +198,11 @@ def _training_texts(split: str, data: Path | None) -> list[str]:
     seen = {text: None for first, second, _ in pairs[:middle] for text in (first, second)}
     sentences = [text for text in seen if text not in held_out]
     random.Random(0).shuffle(sentences)  # the file is sorted by genre
-    turns = zip_longest(sentences[0::2], sentences[1::2], passages)
+    articles = _wikitext_passages(data)
+    turns = zip_longest(sentences[0::2], sentences[1::2], articles, passages)
     texts = [text for turn in turns for text in turn if text is not None][: _TEXTS["calibration"]]
     used = set(texts)
-    further += [text for text in sentences + passages if text not in used]
+    further += [text for text in sentences + articles + passages if text not in used]
     return _by_length(texts) + (sorted(further, key=len) if split == "recovery" else [])
 
 
@@ -232,6 +235,22 @@ def _read_sts(data: Path) -> list[tuple[str, str, float]]:
         f"expected the STS-B dev set at {places[0]} or {places[1]}; found neither: "
         "put it there, or leave the data folder out to use text from the standard library"
     )
+
+
+def _wikitext_passages(data: Path) -> list[str]:
+    """Return passages from the first half of WikiText-2's validation text, shuffled; none without the file."""
+    places = [data / "wikitext2" / "valid.txt", data / "valid.txt"]
+    text = next((place.read_text(encoding="utf-8") for place in places if place.is_file()), "")
+    lines = text.splitlines()
+    passages = []
+    for line in lines[: len(lines) // 2]:
+        if line.strip() and not line.startswith(" ="):  # a title
+            # Its tokens stand apart: "3 @.@ 5 m , in <unk> 's".
+            prose = re.sub(r" @(.)@ ", r"\1", line.replace("<unk>", ""))
+            prose = re.sub(r" +([.,;:!?)]|'s)", r"\1", prose).replace("( ", "(").strip()
+            passages += [part for part in _packed(_sentences(prose)) if 6 <= len(part.split()) <= 48]
+    random.Random(0).shuffle(passages)
+    return passages
 
 
 def _stdlib_texts(split: str) -> list[str]:
@@ -297,9 +316,13 @@ def _passages(document: str) -> Iterator[str]:
             continue
         prose = " ".join(block.split())
         prose = re.sub(r"^(\*|-|\d+\.) |:\w+:(?=`)|[`*\"]", "", prose)
-        for passage in _packed(re.split(r"(?<=[.!?:]) (?=[A-Z])", prose)):
+        for passage in _packed(_sentences(prose)):
             if 8 <= len(passage.split()) <= 48 and re.match(r"[A-Z].*[.!?:]$", passage):
                 yield passage
+
+
+def _sentences(prose: str) -> list[str]:
+    return re.split(r"(?<=[.!?:]) (?=[A-Z])", prose)
 
 
 def _packed(sentences: Iterable[str], words: int = 36) -> Iterator[str]:

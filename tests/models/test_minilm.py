@@ -160,6 +160,21 @@ def test_sts_training_texts_are_mixed_and_hold_nothing_out_of_evaluation(
     assert training[:256] == sorted(training[:256], key=len)
 
 
+def test_wikitext_adds_clean_passages_of_its_first_half(minilm: ModuleType, sts: Path) -> None:
+    lines = [
+        " = Lobster = \n",
+        " \n",
+        " The <unk> 's length is 5 @.@ 3 m ( or 17 @-@ 18 ft ) , at most . It may grow and grow and grow !\n",
+        " \n",
+        " A passage of the second half may not be used for any training .\n",
+        " \n",
+    ]
+    (sts / "valid.txt").write_text("".join(lines), encoding="utf-8")
+    expected = "The's length is 5.3 m (or 17-18 ft), at most. It may grow and grow and grow!"
+    assert minilm._wikitext_passages(sts) == [expected]
+    assert expected in minilm._training_texts("calibration", sts)
+
+
 def test_three_words_in_ten_are_foreign(minilm: ModuleType) -> None:
     ids = torch.randint(1996, 30522, (64, 40), generator=torch.Generator().manual_seed(0))
     ids[:, 0], ids[:, 20:] = 101, 0
