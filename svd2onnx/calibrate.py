@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from svd2onnx.agreement import first_output
 from svd2onnx.errors import SourceError
 from svd2onnx.loading import Batch, arguments_of
+from svd2onnx.memory import release_freed
 from svd2onnx.probes import probe
 from svd2onnx.schema import LayerSite
 
@@ -207,6 +208,7 @@ def _observe(
         # Break the cycle of tensors, hooks and rows, which would keep the whole graph alive.
         for rows in seen.values():
             rows.release()
+        release_freed()
 
 
 class _Rows:

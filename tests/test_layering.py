@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors progress outputs workers scales schema quantize descent lowrank layers loading probes "
+    "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
     "agreement calibrate rounding factors realize score planner candidates knapsack goals modules "
     "straight_through teacher student rewrite recover qdq export settings preparation verify report "
     "timing building choosing pipeline inspection tables __init__ cli"
