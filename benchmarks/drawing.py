@@ -55,15 +55,18 @@ def markdown(rows: Sequence[Row], run: dict[str, Any]) -> str:
     lines = [
         _title(run) + ("" if reference is None else f"; metric of the float32 graph: {reference:.4f}"),
         "",
-        "| contender | setting | bits per weight | file, bytes | error, strict | error, deployed | metric |",
-        "|---|---|---|---|---|---|---|",
+        "| contender | setting | bits per weight | bytes | error, strict | predicted | error, deployed | metric |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     measured = [row for row in rows if not row.failure]
     for row in sorted(measured, key=lambda row: row.bits_per_weight or 0.0):
         metric = "" if row.metric is None else f"{row.metric:.4f}"
+        predicted = "" if row.predicted is None else f"{row.predicted:.5f}"
+        name = f"**{row.contender}**" if row.contender.startswith("svd2onnx") else row.contender
         lines.append(
-            f"| {row.contender} | {row.setting} | {row.bits_per_weight:.3f} | {row.file_bytes:,} | "
-            f"{row.strict:.5f} +- {row.standard_error or 0.0:.5f} | {row.deployed:.5f} | {metric} |"
+            f"| {name} | {row.setting} | {row.bits_per_weight:.3f} | {row.file_bytes:,} | "
+            f"{row.strict:.5f} +- {row.standard_error or 0.0:.5f} | {predicted} | "
+            f"{row.deployed:.5f} | {metric} |"
         )
     failures = [f"- {row.contender}, {row.setting}: {row.failure}" for row in rows if row.failure]
     return "\n".join([*lines, *(["", "Failed:", "", *failures] if failures else [])])

@@ -9,9 +9,9 @@ in its text. Wordings differ between Python versions: compare numbers from one v
 With ``data``, a folder that holds the STS-B dev set (``stsb-en-dev.csv`` there or under ``sts/``;
 rows of sentence, sentence, score from 0 to 5), evaluation is the customary one: Spearman's rank
 correlation between cosine similarity and human judgement, on the second half of the file. That
-half is news and forums, the first is captions, and harder (0.801 against 0.916, 0.867 in all). The first half's
-sentences then are for calibration and recovery, and passages of WikiText-2 too, if its validation text is
-there (``valid.txt`` there or under ``wikitext2/``; the first half of it is used).
+half is news and forums, the first is captions, and harder (0.801 against 0.916, 0.867 in all). The
+sentences of the first half then serve calibration and recovery, and so do passages of WikiText-2 if its
+validation text is there (``valid.txt`` there or under ``wikitext2/``; the first half of it is used).
 
 What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective`` and
 ``dynamic_shapes``.
@@ -238,7 +238,7 @@ def _read_sts(data: Path) -> list[tuple[str, str, float]]:
 
 
 def _wikitext_passages(data: Path) -> list[str]:
-    """Return passages from the first half of WikiText-2's validation text, shuffled; none without the file."""
+    """Return passages of the first half of WikiText-2's validation text, shuffled; none without the file."""
     places = [data / "wikitext2" / "valid.txt", data / "valid.txt"]
     text = next((place.read_text(encoding="utf-8") for place in places if place.is_file()), "")
     lines = text.splitlines()

@@ -21,7 +21,11 @@ RUN = {"source": "tiny.py", "calibration_samples": 16, "linear_weights": 1000, "
 ROWS = [
     Row("b", "rank=2", bits_per_weight=4.0, file_bytes=1500, strict=0.02, deployed=0.03, metric=0.5),
     Row(
-        "a", "bits=8", bits_per_weight=8.0, file_bytes=2000, strict=0.01, standard_error=0.001, deployed=0.01
+        *("svd2onnx a", "bits=8", 8.0, 2000),
+        strict=0.01,
+        standard_error=0.001,
+        deployed=0.01,
+        predicted=0.009,
     ),
     Row("b", "rank=9", failure="it left"),
     Row("b", "rank=1", bits_per_weight=2.0, file_bytes=1250, strict=0.04, deployed=0.04),
@@ -124,9 +128,9 @@ def test_table_is_by_size_with_the_failures_below() -> None:
         "metric of the float32 graph: 0.7500"
     )
     assert lines[4:7] == [
-        "| b | rank=1 | 2.000 | 1,250 | 0.04000 +- 0.00000 | 0.04000 |  |",
-        "| b | rank=2 | 4.000 | 1,500 | 0.02000 +- 0.00000 | 0.03000 | 0.5000 |",
-        "| a | bits=8 | 8.000 | 2,000 | 0.01000 +- 0.00100 | 0.01000 |  |",
+        "| b | rank=1 | 2.000 | 1,250 | 0.04000 +- 0.00000 |  | 0.04000 |  |",
+        "| b | rank=2 | 4.000 | 1,500 | 0.02000 +- 0.00000 |  | 0.03000 | 0.5000 |",
+        "| **svd2onnx a** | bits=8 | 8.000 | 2,000 | 0.01000 +- 0.00100 | 0.00900 | 0.01000 |  |",
     ]
     assert lines[-1] == "- b, rank=9: it left"
 
