@@ -55,7 +55,7 @@ def markdown(rows: Sequence[Row], run: dict[str, Any]) -> str:
     lines = [
         _title(run) + ("" if reference is None else f"; metric of the float32 graph: {reference:.4f}"),
         "",
-        "| contender | setting | bits per weight | bytes | error, strict | predicted | error, deployed | metric |",
+        "| contender | setting | bits | bytes | error, strict | predicted | error, deployed | metric |",
         "|---|---|---|---|---|---|---|---|",
     ]
     measured = [row for row in rows if not row.failure]
