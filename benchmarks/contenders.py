@@ -44,7 +44,10 @@ def _ours() -> list[Contender]:
     sizes = (4.5, 3.5, 2.5, 4.25, 3.0, 2.0, 4.6, 8.0, 6.0, 5.0, 2.25, 4.0)
     points = [
         *(_of("svd2onnx auto", planned, bits=bits) for bits in sizes),
-        *(_of("svd2onnx auto, retrained", planned, bits=bits, recover=1000) for bits in (2.0, 3.0, 4.25)),
+        *(
+            _of("svd2onnx auto, retrained", planned, bits=bits, recover=steps)
+            for bits, steps in ((2.0, 800), (3.0, 500), (4.25, 300))
+        ),
         *(_of("svd2onnx quantize", ours, bits=8, block_size=block) for block in (128, 32)),
         *(_of("svd2onnx quantize", ours, bits=4, block_size=block) for block in (128, 64, 32)),
         *(_of("svd2onnx quantize", ours, bits=2, block_size=block) for block in (64, 32)),
