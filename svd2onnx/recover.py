@@ -52,6 +52,7 @@ _BETAS = (0.9, 0.99)
 _WARM_UP = 0.1
 _MOST_HELD_OUT = 12
 _PATIENCE = 3
+_WORSE = 1.05
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def recover(
 ) -> Recovered:
     """Retrain ``layers`` for at most ``steps`` steps of one batch each.
 
-    Codes stay in range and scales on their grids, so that the stored bytes do not change. Training stops
-    early when the held-out error has not improved for three checks.
+    Codes stay in range and scales on their grids, so that the stored bytes do not change. The state that
+    was best on held-out batches is kept, and training stops early when three checks in turn are clearly
+    worse than the best one. To stand still is no reason: errors fall again when the rates do.
 
     Args:
         model: the float network, which stays as it is.
@@ -109,7 +111,7 @@ def recover(
     student = Student(model, sites, layers)
     teacher = Teacher(model, objective, batches[0])
     before = best = teacher.error_of(student.network, held_out)
-    recent, stale, kept, step = math.inf, 0, None, 0
+    worse, kept, step = 0, None, 0
     optimizer, schedule = _optimizer(student, rates or Rates(), steps)
     for step, batch in enumerate(track(_shuffled(training, steps, seed), "Retraining", steps), start=1):
         teacher.backward(student.network, batch)
@@ -120,11 +122,10 @@ def recover(
         student.push()
         if step % max(20, steps // 10) == 0 or step == steps:
             error = teacher.error_of(student.network, held_out)
-            stale = 0 if error < recent else stale + 1
-            recent = min(recent, error)
+            worse = worse + 1 if error > _WORSE * best else 0
             if error < best:
                 best, kept = error, student.snapshot()
-            if stale == _PATIENCE:
+            if worse == _PATIENCE:
                 break
     if kept is None:
         return Recovered(copy.deepcopy(model), dict(layers), before, before, step)
