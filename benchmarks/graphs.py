@@ -8,6 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
+from svd2onnx.export import drop_inferable
+
 
 def linear_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
     """Each MatMul whose second input is a float32 matrix in the file, and that matrix [in, out]."""
@@ -42,12 +44,13 @@ def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Val
 def tidy(path: Path) -> None:
     """Rewrite the graph at ``path`` without what would blur a comparison of file sizes.
 
-    That is the nodes and weights that lead to no output (onnxsim leaves the float weights behind), and
-    the exporter's notes on each node, which some contenders keep and some drop.
+    That is the nodes and weights that lead to no output (onnxsim leaves the float weights behind), the
+    exporter's notes on each node, and the shapes of all values, which some contenders keep and some drop.
     """
     model = ir.load(path)
     RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)
+    drop_inferable(model)
     ir.save(model, path)
 
 

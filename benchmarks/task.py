@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     prepared = prepare(source, Settings(calibration_samples=samples), data)
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
     export_float(model, prepared.example, prepared.dynamic_shapes, graph)
-    tidy(graph)
+    bare = graph.with_suffix(".bare")
+    shutil.copyfile(graph, bare)  # some peers need what ``tidy`` removes
+    tidy(bare)
+    bare_bytes = bare.stat().st_size
+    bare.unlink()
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
     linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -76,7 +81,7 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
         kept=tuple(site.name for site in kept),
         table_shapes={site.shape for site in kept},
         linear_weights=linear_weights,
-        other_bytes=graph.stat().st_size - 4 * linear_weights,
+        other_bytes=bare_bytes - 4 * linear_weights,
     )
 
 

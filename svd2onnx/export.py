@@ -74,7 +74,10 @@ def export(
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
     onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
-    onnx_model.metadata_props["svd2onnx.matmuls"] = json.dumps([m.to_json() for m in planned])
+    onnx_model.metadata_props["svd2onnx.matmuls"] = json.dumps(
+        [m.to_json() for m in planned], separators=(",", ":")
+    )
+    drop_inferable(onnx_model)
     _save(onnx_model, path)
     return planned
 
@@ -148,6 +151,18 @@ def _save(model: ir.Model, path: Path) -> None:
             "compress further or export a part of the network"
         )
     ir.save(model, path)
+
+
+def drop_inferable(model: ir.Model) -> None:
+    """Remove the types and shapes of all values but inputs and outputs.
+
+    Written out they take more bytes than the nodes, and runtimes infer them anew.
+    """
+    outputs = set(model.graph.outputs)
+    made = [output for node in model.graph for output in node.outputs if output not in outputs]
+    for value in (*made, *model.graph.initializers.values()):
+        if value not in outputs and not value.is_graph_input():
+            value.shape = value.type = None
 
 
 @contextlib.contextmanager

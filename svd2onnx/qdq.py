@@ -159,9 +159,10 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
     codes = _initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
     stored = _initializer(graph, f"{name}.scale", tensor.scale.numpy().T, _scale_type(tensor))
     unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.numpy().T)
-    scale = _steps(graph, node, stored, unit, f"{name}.scale")
+    # By the node, because the layer's name is long and would be written eight times.
+    scale = _steps(graph, node, stored, unit, f"{node.name}.scale")
     attributes = {"axis": 0, "block_size": spec.block_size}
-    weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{name}.weight", attributes)
+    weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{node.name}.weight", attributes)
     node.replace_input_with(1, weight)
     _spell_out_clipping(graph, node)
     k, n = tensor.codes.shape[1], tensor.codes.shape[0]
@@ -311,8 +312,8 @@ def _insert(
     name: str,
     attributes: Mapping[str, Any],
 ) -> ir.Value:
-    """Add a node before ``before``; its output is called ``name``."""
-    node = ir.node(op_type, inputs, attributes=attributes or None, name=f"{name}/{op_type}")
+    """Add a node before ``before``; its output is called ``name``, which is enough to find the node by."""
+    node = ir.node(op_type, inputs, attributes=attributes or None)
     node.outputs[0].name = name
     node.outputs[0].type = inputs[0].type if op_type == "Gather" else ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(before, node)

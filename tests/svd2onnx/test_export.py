@@ -45,6 +45,14 @@ def test_files_hold_no_paths_of_this_machine(tmp_path: Path) -> None:
         assert str(Path(__file__).parent).encode() not in content
 
 
+def test_files_spend_no_bytes_on_what_is_inferred(tmp_path: Path) -> None:
+    network = seeded(Mlp)
+    compress(network, batches_of(network), QuantSpec(4, 32)).export(tmp_path / "a.onnx")
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert not graph.value_info
+    assert len({node.name for node in graph.node} - {""}) == len(graph.node)
+
+
 def test_export_is_reproducible(tmp_path: Path) -> None:
     network = seeded(Mlp)
     for name in ("a", "b"):
