@@ -18,8 +18,8 @@ from svd2onnx.knapsack import Option, least_loss, least_size
 from svd2onnx.schema import CompressionPlan
 
 _ROUNDS = 5
-_NEAR = 0.01
-"""A file may stay below its target size by this share."""
+_NEAR = 0.002
+"""A file may stay below its target size by this share of what its layers take, if rounds are left."""
 _CLOSE = 0.85
 """A measured error of so much of what is allowed is worth no further round."""
 _NOTHING = 1e-12
@@ -107,12 +107,14 @@ class SizeGoal(_Planned):
 
     def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
         self._tried.append(plan)
+        stored = stored_bytes(plan, self._menu)
         fits = outcome.file_bytes <= self._target
-        if fits and (outcome.file_bytes >= self._target * (1 - _NEAR) or len(self._tried) >= _ROUNDS):
+        near = outcome.file_bytes >= self._target - _NEAR * stored
+        if fits and (near or len(self._tried) >= _ROUNDS):
             return None
         if len(self._tried) > 2 * _ROUNDS:
             raise PlanError(f"no plan was found whose file has at most {self._target:,} bytes")
-        self._overhead = outcome.file_bytes - stored_bytes(plan, self._menu)
+        self._overhead = outcome.file_bytes - stored
         # What a change of forms adds to the graph is not known before, so leave more each time.
         better = self._within(self._target - self._overhead - 256 * (len(self._tried) - 1))
         if better is None:
