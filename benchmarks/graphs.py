@@ -41,8 +41,8 @@ def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Val
     return value
 
 
-def tidy(path: Path) -> None:
-    """Rewrite the graph at ``path`` without what would blur a comparison of file sizes.
+def tidy(path: Path, output: Path | None = None) -> None:
+    """Write the graph at ``path`` to ``output``, or in its place, without what blurs a comparison of sizes.
 
     That is the nodes and weights that lead to no output (onnxsim leaves the float weights behind), the
     exporter's notes on each node, and the shapes of all values, which some contenders keep and some drop.
@@ -51,7 +51,7 @@ def tidy(path: Path) -> None:
     RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)
     drop_inferable(model)
-    ir.save(model, path)
+    ir.save(model, output or path)
 
 
 def float_shapes(path: Path) -> set[tuple[int, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +62,7 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
     export_float(model, prepared.example, prepared.dynamic_shapes, graph)
     bare = graph.with_suffix(".bare")
-    shutil.copyfile(graph, bare)  # some peers need what ``tidy`` removes
-    tidy(bare)
+    tidy(graph, bare)  # beside it, because some peers need what is removed
     bare_bytes = bare.stat().st_size
     bare.unlink()
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]

@@ -226,7 +226,7 @@ def _with_foreign_words(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_sts(data: Path) -> list[tuple[str, str, float]]:
-    places = [data / "sts" / "stsb-en-dev.csv", data / "stsb-en-dev.csv"]
+    places = _places(data, "sts", "stsb-en-dev.csv")
     for place in places:
         if place.is_file():
             with place.open(encoding="utf-8", newline="") as file:
@@ -237,9 +237,14 @@ def _read_sts(data: Path) -> list[tuple[str, str, float]]:
     )
 
 
+def _places(data: Path, folder: str, name: str) -> tuple[Path, Path]:
+    """Return where a file of ``data`` may be: in its folder, or right there."""
+    return data / folder / name, data / name
+
+
 def _wikitext_passages(data: Path) -> list[str]:
     """Return passages of the first half of WikiText-2's validation text, shuffled; none without the file."""
-    places = [data / "wikitext2" / "valid.txt", data / "valid.txt"]
+    places = _places(data, "wikitext2", "valid.txt")
     text = next((place.read_text(encoding="utf-8") for place in places if place.is_file()), "")
     lines = text.splitlines()
     passages = []

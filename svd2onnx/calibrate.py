@@ -17,7 +17,7 @@ gradient-weighted moment follows GuidedQuant (arXiv 2505.07004).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,10 +75,6 @@ class LayerStatistics:
     gradient_moment: Tensor | None = None
     probes: tuple[ProbedRows, ...] = ()
 
-    def without_probes(self) -> LayerStatistics:
-        """What is needed when candidates are priced; probes take most of the memory."""
-        return replace(self, probes=())
-
 
 def calibrate(
     model: nn.Module,
@@ -120,6 +116,11 @@ def calibrate(
                 "check the network and inputs('calibration')"
             )
     return {name: gatherer.finish() for name, gatherer in gatherers.items()}
+
+
+def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """What is still needed once candidates are priced; probes take most of the memory."""
+    return {name: replace(own, probes=()) for name, own in statistics.items()}
 
 
 def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:

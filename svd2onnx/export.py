@@ -158,10 +158,9 @@ def drop_inferable(model: ir.Model) -> None:
 
     Written out they take more bytes than the nodes, and runtimes infer them anew.
     """
-    outputs = set(model.graph.outputs)
-    made = [output for node in model.graph for output in node.outputs if output not in outputs]
+    made = (output for node in model.graph for output in node.outputs)
     for value in (*made, *model.graph.initializers.values()):
-        if value not in outputs and not value.is_graph_input():
+        if not (value.is_graph_input() or value.is_graph_output()):
             value.shape = value.type = None
 
 

@@ -37,7 +37,7 @@ def quantized_pair(
         if pair is not None:
             left = pair[0].dequantize()
             right_goal = _solve(left.T @ side @ left, left.T @ side @ weight)
-        (right,) = round_second_order(right_goal, [spec], curvature.one_sided)
+        (right,) = round_second_order(right_goal, [spec], curvature, sweeps=0)
         rounded = right.dequantize().double()
         moment = rounded @ inputs @ rounded.T
         left_goal = _solve(moment, rounded @ weighted.T).T
@@ -57,7 +57,7 @@ def quantized_correction(
     least, product = float("inf"), torch.zeros_like(weight)
     for _ in range(_TURNS):
         # The pair answers for what the outputs' side asks, so this needs no descent.
-        (dense,) = round_second_order(weight - product, [form.dense], curvature.one_sided)
+        (dense,) = round_second_order(weight - product, [form.dense], curvature, sweeps=0)
         rest = weight - dense.dequantize()
         factors = weighting.factorize(rest).truncate(form.rank)
         left, right = quantized_pair(rest, factors, form.factors, curvature)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws
+from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws, without_probes
 from svd2onnx.choosing import choose_goal
 from svd2onnx.export import export_float
 from svd2onnx.goals import Goal, Outcome, Rival
@@ -67,7 +67,7 @@ def compress_export(
         fit, judging = hold_out(prepared.batches)
         statistics = gather_statistics(prepared, settings, fit, judging, track)
         goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
-        statistics = {name: own.without_probes() for name, own in statistics.items()}
+        statistics = without_probes(statistics)
         builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)

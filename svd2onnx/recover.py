@@ -135,21 +135,21 @@ def recover(
 def _optimizer(
     student: Student, rates: Rates, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    smaller = min(1.0, _BRIEF / max(1, steps)) ** 0.75
-    groups: list[dict[str, Any]] = [{"params": student.floats, "lr": smaller * rates.floats}]
+    groups: list[dict[str, Any]] = [{"params": student.floats, "lr": rates.floats}]
     for bits, share in _SHARES.items():
         tensors = [tensor for tensor in student.tensors if tensor.spec.bits == bits]
-        groups.append({"params": [t.codes for t in tensors], "lr": smaller * share * rates.codes})
-        groups.append({"params": [t.ratios for t in tensors], "lr": smaller * share * rates.steps})
+        groups.append({"params": [tensor.codes for tensor in tensors], "lr": share * rates.codes})
+        groups.append({"params": [tensor.ratios for tensor in tensors], "lr": share * rates.steps})
     groups = [group for group in groups if group["params"]]
     # Gradients here are as small as 1e-8, the usual eps.
     optimizer = torch.optim.Adam(groups, betas=_BETAS, eps=1e-15, fused=True)
     warm_up = max(1, round(steps * _WARM_UP))
+    peak = math.pow(min(1.0, _BRIEF / max(1, steps)), 0.75)
 
     def factor(step: int) -> float:
         if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
+            return peak * (step + 1) / warm_up
+        return peak * (0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

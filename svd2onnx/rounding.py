@@ -48,11 +48,6 @@ class Curvature:
     outputs: Tensor | None = None
 
     @functools.cached_property
-    def one_sided(self) -> Curvature:
-        """The same for equal and independent outputs."""
-        return Curvature(self.inputs)
-
-    @functools.cached_property
     def order(self) -> Tensor:
         """The columns by falling curvature."""
         return torch.argsort(self.inputs.diagonal(), descending=True)
@@ -88,7 +83,7 @@ def round_second_order(
 ) -> list[QuantizedTensor]:
     """``weight`` [rows, columns] rounded to each of ``specs``; to nearest without a curvature.
 
-    ``sweeps`` are those of the descent: more are slower and better.
+    ``sweeps`` are those of the descent: more are slower and better; with 0 the outputs play no part.
     """
     if curvature is None:
         return [quantize(weight, spec) for spec in specs]
@@ -102,7 +97,7 @@ def round_second_order(
         limits.repeat_interleave(rows, dim=0),
         curvature,
     ).reshape(steps.shape)
-    if curvature.outputs is not None:
+    if sweeps and curvature.outputs is not None:
         coarse = [i for i, spec in enumerate(specs) if spec.bits < 8]  # 8 bits leave nothing worth the time
         codes[coarse] = descend(
             weight.float(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.task import Task
 from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import LayerStatistics, hold_out
+from svd2onnx.calibrate import LayerStatistics, hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
 from svd2onnx.goals import SizeGoal
@@ -72,4 +72,4 @@ def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]
     fit, judging = hold_out(prepared.batches)
     statistics = gather_statistics(prepared, settings, fit, judging, silent)
     menu = priced_menu(prepared, statistics, judging, silent)
-    return Priced(prepared, {n: own.without_probes() for n, own in statistics.items()}, judging, menu)
+    return Priced(prepared, without_probes(statistics), judging, menu)

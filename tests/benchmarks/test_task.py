@@ -1,7 +1,6 @@
 """What every contender is given: sizes are counted in bits per Linear weight, calibration has no padding."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,7 @@ WEIGHTS = 64 * 128 + 128 * 64
 
 def test_float_graph_has_32_bits_a_weight(task: Task, tmp_path: Path) -> None:
     bare = tmp_path / "bare.onnx"
-    shutil.copyfile(task.graph, bare)
-    tidy(bare)
+    tidy(task.graph, bare)
     size = bare.stat().st_size
     assert task.linear_weights == WEIGHTS
     assert task.bits_per_weight(size) == 32
