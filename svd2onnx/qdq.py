@@ -54,7 +54,6 @@ class FusedMatMul:
     block_size: int
     k: int
     n: int
-    weight: str
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,7 +157,7 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
     dtype, ir_type = _INTEGERS[spec.bits]
     codes = _initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
     stored = _initializer(graph, f"{name}.scale", tensor.scale.numpy().T, _scale_type(tensor))
-    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.numpy().T)
+    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.T)
     # By the node, because the layer's name is long and would be written eight times.
     scale = _steps(graph, node, stored, unit, f"{node.name}.scale")
     attributes = {"axis": 0, "block_size": spec.block_size}
@@ -166,8 +165,8 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
     node.replace_input_with(1, weight)
     _spell_out_clipping(graph, node)
     k, n = tensor.codes.shape[1], tensor.codes.shape[0]
-    assert node.name is not None and codes.name is not None
-    return FusedMatMul(node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n, codes.name)
+    assert node.name is not None
+    return FusedMatMul(node.name, entry.layer, entry.factor, spec.bits, spec.block_size, k, n)
 
 
 def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
@@ -191,7 +190,7 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     if spec.bits < 8:
         values = _unpack(graph, node, values, spec.bits, prefix)
     row_scale = _insert(graph, node, "Gather", [scale, ids], f"{prefix}.row_scale", {"axis": 0})
-    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.numpy())
+    unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit)
     if unit is not None and tensor.unit is not None and len(tensor.unit) > 1:
         unit = _insert(graph, node, "Gather", [unit, ids], f"{prefix}.row_unit", {"axis": 0})
     row_scale = _steps(graph, node, row_scale, unit, f"{prefix}.row_scale")
@@ -275,8 +274,8 @@ def _steps(graph: ir.Graph, node: ir.Node, scale: ir.Value, unit: ir.Value | Non
     return _insert(graph, node, "Mul", [value, factor], f"{name}_steps", {})
 
 
-def _unit(graph: ir.Graph, name: str, unit: np.ndarray) -> ir.Value:
-    return graph.initializers.get(name) or _initializer(graph, name, unit, ir.DataType.FLOAT16)
+def _unit(graph: ir.Graph, name: str, unit: torch.Tensor) -> ir.Value:
+    return graph.initializers.get(name) or _initializer(graph, name, unit.numpy(), _SCALES[unit.dtype])
 
 
 def _scale_type(tensor: QuantizedTensor) -> ir.DataType:

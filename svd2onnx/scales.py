@@ -20,7 +20,7 @@ LARGEST = 127
 _FINE_ENOUGH = 24
 """The median step must be at least so many units, which keeps its rounding error to 2%."""
 _EXPONENTS = (-24, 15)
-"""Powers of two that float16 holds, in which units are stored."""
+"""Powers of two that float16 holds, in which the units of rows are stored."""
 _FLOAT16_NORMAL = (6.104e-5, 65504.0)
 
 
@@ -28,8 +28,8 @@ _FLOAT16_NORMAL = (6.104e-5, 65504.0)
 class ScaleGrid:
     """The steps that can be stored.
 
-    Multiples of ``unit``, float16 [1, 1] or [rows, 1], as int8; or, where ``unit`` is None, floats of
-    ``dtype``.
+    Multiples of ``unit``, float32 [1, 1] or float16 [rows, 1], as int8; or, where ``unit`` is None, floats
+    of ``dtype``. One unit is float32, because the Cast of a float16 would take more bytes than it saves.
     """
 
     dtype: torch.dtype
@@ -43,7 +43,7 @@ class ScaleGrid:
         """
         used = largest[largest > 0]
         if used.numel() == 0:
-            return cls(torch.int8, torch.ones(1, 1, dtype=torch.float16))
+            return cls(torch.int8, torch.ones(1, 1))
         for reach in (used.max().reshape(1, 1), largest.amax(dim=1, keepdim=True)):
             exponent = torch.ceil(torch.log2(reach / LARGEST))
             exponent = torch.where(reach > 0, exponent, torch.zeros_like(exponent))
@@ -51,7 +51,7 @@ class ScaleGrid:
             unit = torch.exp2(exponent.clamp(low, high))
             fits = bool((exponent >= low).all() and (exponent <= high).all())
             if fits and (largest / unit)[largest > 0].median() >= _FINE_ENOUGH:
-                return cls(torch.int8, unit.half())
+                return cls(torch.int8, unit if unit.numel() == 1 else unit.half())
         smallest, limit = _FLOAT16_NORMAL
         # A quarter of the median must still be a normal number: the search shrinks steps.
         fits = bool(used.max() < limit and used.median() * 0.25 > smallest)

@@ -120,9 +120,13 @@ def test_every_matmul_fuses_on_the_cpu(exported: Exported) -> None:
 
 
 def test_no_float_weight_is_left(exported: Exported) -> None:
-    """Only biases, norms and scalars are float32; the rest is codes, scales and shapes."""
+    """Only biases, norms, scalars and units are float32; the rest is codes, scales and shapes."""
     compressed = exported.compressed
-    floats = [t for t in exported.proto.graph.initializer if t.data_type == TensorProto.FLOAT]
+    floats = [
+        tensor
+        for tensor in exported.proto.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and not tensor.name.endswith(".unit")
+    ]
     assert not [tensor.name for tensor in floats if len(tensor.dims) > 1]
     remaining = sum(int(np.prod(tensor.dims)) for tensor in floats)
     modules = [compressed.network.get_submodule(n) for s in compressed.sites for n in s.names]
@@ -147,14 +151,24 @@ def test_the_file_is_the_sum_of_what_it_stores(exported: Exported) -> None:
     )
 
 
+def stem_of(exported: Exported, matmul: FusedMatMul) -> str:
+    """What the names of the codes, scales and unit of ``matmul`` begin with, found along the graph."""
+    made_by = {name: node for node in exported.proto.graph.node for name in node.output}
+    node = next(node for node in exported.proto.graph.node if node.name == matmul.node)
+    codes = made_by[node.input[1]].input[0]
+    assert codes.startswith(f"{matmul.layer}.{matmul.factor}.")
+    return codes.removesuffix(".codes")
+
+
 def test_the_stored_codes_and_scales_give_the_network_s_weights_bit_for_bit(exported: Exported) -> None:
     initializers = {t.name: t for t in exported.proto.graph.initializer}
     for matmul in exported.planned:
-        codes = numpy_helper.to_array(initializers[matmul.weight]).astype(np.float32)
-        scale = numpy_helper.to_array(initializers[matmul.weight.replace(".codes", ".scale")])
-        unit = numpy_helper.to_array(initializers[matmul.weight.replace(".codes", ".unit")])
-        assert (scale.dtype, unit.dtype) == (np.int8, np.float16)
-        assert unit.shape in ((1, 1), (1, matmul.n))
+        stem = stem_of(exported, matmul)
+        codes = numpy_helper.to_array(initializers[f"{stem}.codes"]).astype(np.float32)
+        scale = numpy_helper.to_array(initializers[f"{stem}.scale"])
+        unit = numpy_helper.to_array(initializers[f"{stem}.unit"])
+        assert scale.dtype == np.int8
+        assert (unit.shape, unit.dtype) in (((1, 1), np.float32), ((1, matmul.n), np.float16))
         assert codes.shape == (matmul.k, matmul.n)
         steps = (scale * unit.astype(np.float32)).repeat(matmul.block_size, axis=0)[: matmul.k]
         module = exported.compressed.network.get_submodule(matmul.layer)
@@ -164,7 +178,8 @@ def test_the_stored_codes_and_scales_give_the_network_s_weights_bit_for_bit(expo
 def test_every_matmul_has_initializers_of_its_own(exported: Exported) -> None:
     uses = Counter(name for node in exported.proto.graph.node for name in node.input)
     for matmul in exported.planned:
-        assert uses[matmul.weight] == uses[matmul.weight.replace(".codes", ".scale")] == 1
+        stem = stem_of(exported, matmul)
+        assert uses[f"{stem}.codes"] == uses[f"{stem}.scale"] == uses[f"{stem}.unit"] == 1
     assert len({matmul.node for matmul in exported.planned}) == len(exported.planned)
 
 
