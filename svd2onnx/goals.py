@@ -14,7 +14,7 @@ from typing import Protocol
 
 from svd2onnx.candidates import Candidate
 from svd2onnx.errors import PlanError
-from svd2onnx.knapsack import Option, least_loss, least_size
+from svd2onnx.knapsack import Frontier, Option
 from svd2onnx.schema import CompressionPlan
 
 _ROUNDS = 5
@@ -74,6 +74,9 @@ class _Planned:
 
     def __init__(self, menu: Mapping[str, Sequence[Candidate]], uniform: Sequence[CompressionPlan]) -> None:
         self._menu, self._uniform = menu, uniform
+        self._frontier = Frontier(
+            [[Option(candidate.size, candidate.error) for candidate in options] for options in menu.values()]
+        )
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
         return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu))
@@ -122,7 +125,7 @@ class SizeGoal(_Planned):
         return None if fits and dict(better.forms) == dict(plan.forms) else better
 
     def _within(self, budget: int) -> CompressionPlan | None:
-        return _plan_of(self._menu, least_loss(_items(self._menu), budget))
+        return _plan_of(self._menu, self._frontier.least_loss(budget))
 
 
 class FidelityGoal(_Planned):
@@ -143,7 +146,7 @@ class FidelityGoal(_Planned):
         self._rounds = 0
 
     def first(self) -> CompressionPlan:
-        plan = _plan_of(self._menu, least_size(_items(self._menu), self._aim))
+        plan = _plan_of(self._menu, self._frontier.least_size(self._aim))
         assert plan is not None  # float layers have no error
         return plan
 
@@ -216,10 +219,6 @@ def _candidate(options: Sequence[Candidate], plan: CompressionPlan, name: str) -
 
 def _float_size(options: Sequence[Candidate]) -> int:
     return next(candidate.size for candidate in options if candidate.form is None)
-
-
-def _items(menu: Mapping[str, Sequence[Candidate]]) -> list[list[Option]]:
-    return [[Option(candidate.size, candidate.error) for candidate in options] for options in menu.values()]
 
 
 def _plan_of(menu: Mapping[str, Sequence[Candidate]], chosen: list[int] | None) -> CompressionPlan | None:
