@@ -115,12 +115,13 @@ def gather_statistics(
     if settings.calibration_samples == 0:
         return {}
     objective = None if settings.method == "svd" else prepared.objective
+    priced = settings.method == "auto" and settings.plan is None
     return calibrate(
         prepared.model,
         prepared.sites,
         track(fit, "Calibrating", len(fit)),
         objective,
-        track(judging, "Probing", len(judging)) if objective else (),
+        track(judging, "Probing", len(judging)) if priced else (),
         probe_draws(judging),
     )
 

@@ -184,7 +184,7 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
     scale = graph.initializers.get(scale_name) or _initializer(
         graph, scale_name, tensor.scale.numpy(), _scale_type(tensor)
     )
-    prefix = f"{node.name}.{name}"
+    prefix = str(node.name)
     rows = _insert(graph, node, "Gather", [codes, ids], f"{prefix}.rows", {"axis": 0})
     values = _cast_float(graph, node, rows, f"{prefix}.values")
     if spec.bits < 8:

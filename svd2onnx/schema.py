@@ -97,8 +97,8 @@ class QuantizedTensor:
     """Codes int8 [rows, columns] and ``scale`` [rows, blocks], int8 in units of ``unit``.
 
     The unit is float32 [1, 1] or float16 [rows, 1], or None where the scales need float16 or float32
-    themselves; see ``svd2onnx.scales``. Blocks run along the columns, which are the inputs of the MatMul; the last
-    may be partial.
+    themselves; see ``svd2onnx.scales``. Blocks run along the columns, which are the inputs of the MatMul;
+    the last may be partial.
     """
 
     codes: Tensor

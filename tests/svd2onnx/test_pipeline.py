@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx import pipeline
+from svd2onnx.calibrate import hold_out
 from svd2onnx.errors import PlanError, SourceError, VerificationError
 from svd2onnx.inspection import inspect_layers
-from svd2onnx.pipeline import compress_export
+from svd2onnx.pipeline import compress_export, gather_statistics
 from svd2onnx.preparation import example_of, prepare
+from svd2onnx.progress import silent
 from svd2onnx.report import CompressionReport, LatencyReport
 from svd2onnx.schema import PLAN_FORMAT
 from svd2onnx.settings import Settings
@@ -291,6 +293,18 @@ def test_calibration_stops_at_the_samples_asked_for(write_model_file: Write) -> 
     assert len(prepare(source, Settings(calibration_samples=9), None).batches) == 2
     with pytest.raises(SourceError, match="one batch too many"):
         prepare(source, Settings(calibration_samples=17), None)
+
+
+def test_probes_are_gathered_only_where_candidates_are_priced(model_file: Path) -> None:
+    def probed(settings: Settings) -> bool:
+        prepared = prepare(model_file, settings, None)
+        fit, judging = hold_out(prepared.batches)
+        statistics = gather_statistics(prepared, settings, fit, judging, silent)
+        return any(own.probes for own in statistics.values())
+
+    assert probed(Settings())
+    assert not probed(Settings(method="quantize"))
+    assert not probed(Settings(plan=Path("given.json")))
 
 
 def test_nothing_to_compress_is_told(write_model_file: Write, tmp_path: Path) -> None:
