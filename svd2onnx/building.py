@@ -11,7 +11,7 @@ from torch import nn
 from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import export
-from svd2onnx.integer import input_rms, to_integer
+from svd2onnx.integer import to_integer
 from svd2onnx.loading import Batch, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
@@ -119,7 +119,7 @@ class Builder:
                 metadata,
             )
             if self._activations == "int8":
-                to_integer(self.as_float, self._draft, input_rms(build.layers, self._statistics))
+                to_integer(self.as_float, self._draft, build.layers, self._statistics)
         return self._draft.stat().st_size
 
     @property

@@ -26,7 +26,7 @@ from torch import Tensor
 from svd2onnx import nodes
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import MATMULS, drop_inferable
-from svd2onnx.schema import CompressedLayer
+from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
 _LARGEST = 127.0
 _TINY = 1e-30
@@ -34,25 +34,32 @@ _FLOOR = 1e-3
 """Of the mean RMS: channels that calibration hardly saw are not blown up."""
 
 
-def to_integer(source: Path, output: Path, input_rms: Mapping[tuple[str, str], Tensor]) -> None:
+def to_integer(
+    source: Path,
+    output: Path,
+    layers: Mapping[str, CompressedLayer],
+    statistics: Mapping[str, LayerStatistics],
+) -> None:
     """Write the graph at ``source``, as ``export`` made it, to ``output`` in its int8 form.
 
     Args:
         source: its metadata name the MatMuls.
         output: may be ``source``.
-        input_rms: of each input channel [k], by layer and factor; where it is missing, all are alike.
+        layers: the compressed layers that it holds.
+        statistics: of their inputs; where they are missing, all channels are alike.
     """
     model = ir.load(source)
     entries = json.loads(model.metadata_props[MATMULS])
     by_node = {entry["node"]: entry for entry in entries}
+    rms = _input_rms(layers, statistics)
     activations: dict[ir.Value, _Activations] = {}
     for node in [node for node in model.graph if node.name in by_node]:
         entry, x = by_node[node.name], node.inputs[0]
         assert x is not None
         if x not in activations:
-            rms = input_rms.get((entry["layer"], entry["factor"]))
-            activations[x] = _Activations(model.graph, node, x, rms)
-        _multiply(model.graph, node, activations[x])
+            activations[x] = _Activations(model.graph, node, x, rms.get((entry["layer"], entry["factor"])))
+        tensor = getattr(layers[entry["layer"]], entry["factor"])
+        _multiply(model.graph, node, tensor, activations[x])
         entry["activations"] = "int8"
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
@@ -60,7 +67,7 @@ def to_integer(source: Path, output: Path, input_rms: Mapping[tuple[str, str], T
     ir.save(model, output)
 
 
-def input_rms(
+def _input_rms(
     layers: Mapping[str, CompressedLayer], statistics: Mapping[str, LayerStatistics]
 ) -> dict[tuple[str, str], Tensor]:
     """The RMS of every input channel of the MatMuls of ``layers``, float64, by layer and factor."""
@@ -81,11 +88,11 @@ class _Activations:
     """What MatMuls of one input share: x / d as uint8, its scale and zero point, and d itself."""
 
     def __init__(self, graph: ir.Graph, first: ir.Node, x: ir.Value, rms: Tensor | None) -> None:
-        self.divisors: ir.Value | None = None
+        self.divisors, self.uneven = None, None
         if rms is not None:
-            divisors = _divisors(rms)
-            inverse = nodes.initializer(graph, f"{x.name}.even", 1 / divisors, ir.DataType.FLOAT)
-            self.divisors = nodes.initializer(graph, f"{x.name}.uneven", divisors[:, None], ir.DataType.FLOAT)
+            self.divisors = _divisors(rms)
+            inverse = nodes.initializer(graph, f"{x.name}.even", 1 / self.divisors[:, 0], ir.DataType.FLOAT)
+            self.uneven = nodes.initializer(graph, f"{x.name}.uneven", self.divisors, ir.DataType.FLOAT)
             x = nodes.insert(graph, first, "Mul", [x, inverse], f"{x.name}.evened")
         quantize = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
         for output, part in zip(quantize.outputs, ("codes", "scale", "zero"), strict=True):
@@ -95,16 +102,16 @@ class _Activations:
 
 
 def _divisors(rms: Tensor) -> np.ndarray:
-    """d [k], float32, of geometric mean 1."""
+    """d [k, 1], float32, of geometric mean 1."""
     root = rms.clamp_min(max(_FLOOR * float(rms.mean()), _TINY)).sqrt()
-    evened: np.ndarray = (root / root.log().mean().exp()).to(torch.float32).numpy()
+    evened: np.ndarray = (root / root.log().mean().exp()).to(torch.float32).numpy()[:, None]
     return evened
 
 
-def _multiply(graph: ir.Graph, node: ir.Node, x: _Activations) -> None:
+def _multiply(graph: ir.Graph, node: ir.Node, tensor: QuantizedTensor, x: _Activations) -> None:
     """Put the integer product in the place of the MatMul ``node``; its MatMulInteger takes the name."""
     name = node.name
-    weight, scale = _integer_weight(graph, node, x.divisors)
+    weight, scale = _integer_weight(graph, node, tensor, x)
     product = ir.node("MatMulInteger", [x.codes, weight, x.zero], name=name)
     product.outputs[0].name = f"{name}.sums"
     graph.insert_before(node, product)
@@ -116,37 +123,34 @@ def _multiply(graph: ir.Graph, node: ir.Node, x: _Activations) -> None:
     nodes.replace(graph, node, result)
 
 
-def _integer_weight(graph: ir.Graph, node: ir.Node, divisors: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+def _integer_weight(
+    graph: ir.Graph, node: ir.Node, tensor: QuantizedTensor, x: _Activations
+) -> tuple[ir.Value, ir.Value]:
     """The int8 weight [k, n] and its scales [n], as nodes that onnxruntime folds at load."""
-    stored = node.inputs[1]
+    stored, name = node.inputs[1], node.name
     assert stored is not None
     dequantize = stored.producer()
     assert dequantize is not None
     codes, steps = dequantize.inputs
     assert codes is not None
     assert steps is not None
-    assert codes.const_value is not None
-    k, n = codes.const_value.shape.numpy()
-    block = dequantize.attributes["block_size"].as_int()
-    name, blocks = node.name, -(-k // block)
-
-    def put(op_type: str, inputs: list[ir.Value], part: str) -> ir.Value:
-        return nodes.insert(graph, node, op_type, inputs, f"{name}.{part}")
-
-    def shape(part: str, *sizes: int) -> ir.Value:
-        return nodes.shape(graph, f"{name}.{part}_shape", sizes)
-
-    tall = put("Reshape", [steps, shape("tall", blocks, 1, n)], "tall")
-    tall = put("Expand", [tall, shape("full", blocks, block, n)], "full")
-    tall = put("Reshape", [tall, shape("long", blocks * block, n)], "long")
-    if blocks * block > k:
-        tall = put("Slice", [tall, shape("from", 0), shape("to", k)], "cut")
-    weight = put("Mul", [nodes.cast_float(graph, node, codes, f"{name}.codes"), tall], "dequantized")
-    if divisors is not None:
-        weight = put("Mul", [weight, divisors], "uneven")
-    largest = put("ReduceMax", [put("Abs", [weight], "magnitudes"), shape("axes", 0)], "largest")
-    largest = put("Max", [largest, nodes.scalar(graph, f"{name}.tiny", _TINY)], "positive")
-    scale = put("Div", [largest, nodes.scalar(graph, f"{name}.most", _LARGEST)], "column_scale")
-    rounded = put("Round", [put("Div", [weight, scale], "in_steps")], "rounded")
-    integers = nodes.insert(graph, node, "Cast", [rounded], f"{name}.int8", {"to": int(ir.DataType.INT8)})
-    return integers, put("Reshape", [scale, shape("columns", n)], "column_scales")
+    weight = tensor.dequantize().T.numpy()
+    if x.divisors is not None:
+        weight = weight * x.divisors
+    largest = np.maximum(np.abs(weight).max(axis=0) / _LARGEST, _TINY)
+    # Rounded up, so that no code exceeds the largest.
+    scale = nodes.initializer(graph, f"{name}.columns", largest, ir.DataType.FLOAT)
+    wide = nodes.cast_float(graph, node, codes, f"{name}.wide")
+    if x.uneven is not None:
+        wide = nodes.insert(graph, node, "Mul", [wide, x.uneven], f"{name}.uneven")
+    # One node multiplies by the step of the block, divides by the scale of the column, and rounds.
+    ratio = nodes.insert(graph, node, "Div", [scale, steps], f"{name}.ratio")
+    rounded = nodes.insert(
+        graph,
+        node,
+        "QuantizeLinear",
+        [wide, ratio],
+        f"{name}.int8",
+        {"axis": 0, "block_size": tensor.spec.block_size, "output_dtype": int(ir.DataType.INT8)},
+    )
+    return rounded, scale

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.integer import input_rms, to_integer
+from svd2onnx.integer import to_integer
 from svd2onnx.loading import as_arrays
 from svd2onnx.schema import QuantSpec
 from svd2onnx_runtime import certify, open_session, run
@@ -32,7 +32,7 @@ def in_both_forms(compressed: Compressed, folder: Path, *, even: bool = True) ->
     """The exported graph and its int8 form."""
     plain, integer = folder / "plain.onnx", folder / "integer.onnx"
     compressed.export(plain)
-    to_integer(plain, integer, input_rms(compressed.layers, compressed.statistics) if even else {})
+    to_integer(plain, integer, compressed.layers, compressed.statistics if even else {})
     return plain, integer
 
 
@@ -106,7 +106,7 @@ def test_the_file_stays_as_small_and_its_rows_of_zeros_stay_zero(tmp_path: Path)
     compressed = compress(network, batches_of(network), QuantSpec(4, 32))
     plain, integer = in_both_forms(compressed, tmp_path)
     stored = [sum(len(t.raw_data) for t in onnx.load(path).graph.initializer) for path in (plain, integer)]
-    channels = sum(2 * 4 * layer.shape[1] for layer in compressed.layers.values())
+    channels = sum(4 * (2 * layer.shape[1] + layer.shape[0]) for layer in compressed.layers.values())
     assert stored[1] <= stored[0] + channels + 200 * len(compressed.layers)
     assert all(np.isfinite(y).all() for y in outputs(integer, compressed))
 
