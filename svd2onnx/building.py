@@ -11,6 +11,7 @@ from torch import nn
 from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import export
+from svd2onnx.integer import to_integer
 from svd2onnx.loading import Batch, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
@@ -41,6 +42,7 @@ class Builder:
         reference: the float32 file.
         provider: of the sessions that measure.
         track: shows the progress.
+        activations: "float" or "int8": what the MatMuls of the file compute with, see ``integer``.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Builder:
         reference: Path,
         provider: str,
         track: Track,
+        activations: str = "float",
     ) -> None:
+        self._activations = activations
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self._draft, self._reference, self._provider, self._track = draft, reference, provider, track
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
@@ -107,9 +111,21 @@ class Builder:
             metadata = {"svd2onnx.method": build.plan.method}
             prepared = self._prepared
             export(
-                build.network, build.layers, prepared.example, prepared.dynamic_shapes, self._draft, metadata
+                build.network,
+                build.layers,
+                prepared.example,
+                prepared.dynamic_shapes,
+                self.as_float,
+                metadata,
             )
+            if self._activations == "int8":
+                to_integer(self.as_float, self._draft, build.layers, self._statistics)
         return self._draft.stat().st_size
+
+    @property
+    def as_float(self) -> Path:
+        """The draft, or where that computes in int8, the same graph before: what equals the network."""
+        return self._draft if self._activations == "float" else self._draft.with_name("as_float.onnx")
 
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""

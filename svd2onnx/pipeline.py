@@ -14,6 +14,7 @@ import torch
 from svd2onnx.building import Build, Builder
 from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws, without_probes
 from svd2onnx.choosing import choose_goal
+from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float
 from svd2onnx.goals import Goal, Outcome, Rival
 from svd2onnx.loading import Batch, arguments_of, as_arrays
@@ -56,6 +57,11 @@ def compress_export(
     """
     started = time.perf_counter()
     provider = resolve_provider(settings.provider)
+    if settings.activations == "int8" and provider != "cpu":
+        raise PlanError(
+            f"--activations int8 is for the CPU: {provider} has no kernel for MatMulInteger and would run it "
+            "there; add --provider cpu or leave it out"
+        )
     beside = (Path(f"{output}.report.json"), Path(f"{output}.plan.json"))
     kept = (reference,) if reference else ()
     with staged(output, *beside, *kept) as drafts, _plain_attention():
@@ -68,7 +74,9 @@ def compress_export(
         statistics = gather_statistics(prepared, settings, fit, judging, track)
         goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
         statistics = without_probes(statistics)
-        builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track)
+        builder = Builder(
+            prepared, statistics, judging, draft, float_draft, provider, track, settings.activations
+        )
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)
         if settings.recover:
@@ -77,7 +85,7 @@ def compress_export(
 
         evaluation = prepared.evaluation
         batches = track(evaluation, "Verifying", len(evaluation))
-        strict = check_strict(draft, build.network, model, batches, prepared.objective)
+        strict = check_strict(builder.as_float, build.network, model, batches, prepared.objective)
         inputs = as_arrays(arguments_of(model, evaluation[0]))
         report = CompressionReport(
             source=str(source),

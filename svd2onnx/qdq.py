@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from svd2onnx import nodes
 from svd2onnx.errors import ExportError
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
@@ -155,13 +156,13 @@ def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: 
     if f"{name}.codes" in graph.initializers:
         name = f"{name}.{serial}"
     dtype, ir_type = _INTEGERS[spec.bits]
-    codes = _initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
-    stored = _initializer(graph, f"{name}.scale", tensor.scale.numpy().T, _scale_type(tensor))
+    codes = nodes.initializer(graph, f"{name}.codes", tensor.codes.numpy().T.astype(dtype), ir_type)
+    stored = nodes.initializer(graph, f"{name}.scale", tensor.scale.numpy().T, _scale_type(tensor))
     unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit.T)
     # By the node, because the layer's name is long and would be written eight times.
     scale = _steps(graph, node, stored, unit, f"{node.name}.scale")
     attributes = {"axis": 0, "block_size": spec.block_size}
-    weight = _insert(graph, node, "DequantizeLinear", [codes, scale], f"{node.name}.weight", attributes)
+    weight = nodes.insert(graph, node, "DequantizeLinear", [codes, scale], f"{node.name}.weight", attributes)
     node.replace_input_with(1, weight)
     _spell_out_clipping(graph, node)
     k, n = tensor.codes.shape[1], tensor.codes.shape[0]
@@ -177,33 +178,33 @@ def _dequantize_gather(graph: ir.Graph, node: ir.Node, entry: _Planned) -> None:
         raise ExportError(f"the rank of the embedding {name!r} is unknown in the exported graph")
     # Tables are shared: further Gather nodes of the same layer use the same initializers.
     codes_name = f"{name}.codes"
-    codes = graph.initializers.get(codes_name) or _initializer(
+    codes = graph.initializers.get(codes_name) or nodes.initializer(
         graph, codes_name, *_pack(tensor.codes.numpy(), spec.bits)
     )
     scale_name = f"{name}.scale"
-    scale = graph.initializers.get(scale_name) or _initializer(
+    scale = graph.initializers.get(scale_name) or nodes.initializer(
         graph, scale_name, tensor.scale.numpy(), _scale_type(tensor)
     )
     prefix = str(node.name)
-    rows = _insert(graph, node, "Gather", [codes, ids], f"{prefix}.rows", {"axis": 0})
-    values = _cast_float(graph, node, rows, f"{prefix}.values")
+    rows = nodes.insert(graph, node, "Gather", [codes, ids], f"{prefix}.rows", {"axis": 0})
+    values = nodes.cast_float(graph, node, rows, f"{prefix}.values")
     if spec.bits < 8:
         values = _unpack(graph, node, values, spec.bits, prefix)
-    row_scale = _insert(graph, node, "Gather", [scale, ids], f"{prefix}.row_scale", {"axis": 0})
+    row_scale = nodes.insert(graph, node, "Gather", [scale, ids], f"{prefix}.row_scale", {"axis": 0})
     unit = None if tensor.unit is None else _unit(graph, f"{name}.unit", tensor.unit)
     if unit is not None and tensor.unit is not None and len(tensor.unit) > 1:
-        unit = _insert(graph, node, "Gather", [unit, ids], f"{prefix}.row_unit", {"axis": 0})
+        unit = nodes.insert(graph, node, "Gather", [unit, ids], f"{prefix}.row_unit", {"axis": 0})
     row_scale = _steps(graph, node, row_scale, unit, f"{prefix}.row_scale")
     leading, blocks = len(output.shape) - 1, tensor.scale.shape[1]
     # In a Reshape, 0 keeps a dimension as it is.
-    split = _shape(graph, f"{prefix}.split", [0] * leading + [blocks, width // blocks])
-    single = _shape(graph, f"{prefix}.single", [0] * leading + [blocks, 1])
-    joined = _shape(graph, f"{prefix}.joined", [0] * leading + [width])
-    values = _insert(graph, node, "Reshape", [values, split], f"{prefix}.blocks", {})
-    row_scale = _insert(graph, node, "Reshape", [row_scale, single], f"{prefix}.block_scale", {})
-    scaled = _insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
-    result = _insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
-    _replace(graph, node, result)
+    split = nodes.shape(graph, f"{prefix}.split", [0] * leading + [blocks, width // blocks])
+    single = nodes.shape(graph, f"{prefix}.single", [0] * leading + [blocks, 1])
+    joined = nodes.shape(graph, f"{prefix}.joined", [0] * leading + [width])
+    values = nodes.insert(graph, node, "Reshape", [values, split], f"{prefix}.blocks", {})
+    row_scale = nodes.insert(graph, node, "Reshape", [row_scale, single], f"{prefix}.block_scale", {})
+    scaled = nodes.insert(graph, node, "Mul", [values, row_scale], f"{prefix}.scaled", {})
+    result = nodes.insert(graph, node, "Reshape", [scaled, joined], f"{prefix}.embedding", {})
+    nodes.replace(graph, node, result)
 
 
 def _spell_out_clipping(graph: ir.Graph, node: ir.Node) -> None:
@@ -218,7 +219,7 @@ def _spell_out_clipping(graph: ir.Graph, node: ir.Node) -> None:
         values += [user.outputs[0] for user, _ in product.uses() if user.op_type == "Add"]
     for user in [user for value in values for user, _ in value.uses()]:
         if user.op_type == "Relu":
-            bounds = {"Max": _scalar(graph, f"{user.name}.zero", 0.0)}
+            bounds = {"Max": nodes.scalar(graph, f"{user.name}.zero", 0.0)}
         elif user.op_type == "Clip":
             bounds = {op: b for op, b in zip(("Max", "Min"), user.inputs[1:], strict=False) if b is not None}
         else:
@@ -226,17 +227,8 @@ def _spell_out_clipping(graph: ir.Graph, node: ir.Node) -> None:
         result = user.inputs[0]
         assert result is not None
         for op, bound in bounds.items():
-            result = _insert(graph, user, op, [result, bound], f"{user.name}.{op.lower()}", {})
-        _replace(graph, user, result)
-
-
-def _replace(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """Put ``result`` in the place of the output of ``node``, under its name, and remove the node."""
-    output = node.outputs[0]
-    result.shape = output.shape
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    result.name = output.name
+            result = nodes.insert(graph, user, op, [result, bound], f"{user.name}.{op.lower()}", {})
+        nodes.replace(graph, user, result)
 
 
 def _pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ir.DataType]:
@@ -251,69 +243,32 @@ def _pack(codes: np.ndarray, bits: int) -> tuple[np.ndarray, ir.DataType]:
 
 def _unpack(graph: ir.Graph, node: ir.Node, packed: ir.Value, bits: int, prefix: str) -> ir.Value:
     """Bytes as floats [..., width / n] -> codes as floats [..., width]; every step is exact."""
-    base = _scalar(graph, f"{prefix}.base", float(1 << bits))
-    fraction = _scalar(graph, f"{prefix}.fraction", 1.0 / (1 << bits))
-    offset = _scalar(graph, f"{prefix}.offset", float(1 << (bits - 1)))
+    base = nodes.scalar(graph, f"{prefix}.base", float(1 << bits))
+    fraction = nodes.scalar(graph, f"{prefix}.fraction", 1.0 / (1 << bits))
+    offset = nodes.scalar(graph, f"{prefix}.offset", float(1 << (bits - 1)))
     parts, rest = [], packed
     for i in range(8 // bits - 1):
-        shifted = _insert(graph, node, "Mul", [rest, fraction], f"{prefix}.shifted{i}", {})
-        quotient = _insert(graph, node, "Floor", [shifted], f"{prefix}.quotient{i}", {})
-        whole = _insert(graph, node, "Mul", [quotient, base], f"{prefix}.whole{i}", {})
-        parts.append(_insert(graph, node, "Sub", [rest, whole], f"{prefix}.part{i}", {}))
+        shifted = nodes.insert(graph, node, "Mul", [rest, fraction], f"{prefix}.shifted{i}", {})
+        quotient = nodes.insert(graph, node, "Floor", [shifted], f"{prefix}.quotient{i}", {})
+        whole = nodes.insert(graph, node, "Mul", [quotient, base], f"{prefix}.whole{i}", {})
+        parts.append(nodes.insert(graph, node, "Sub", [rest, whole], f"{prefix}.part{i}", {}))
         rest = quotient
-    joined = _insert(graph, node, "Concat", [*parts, rest], f"{prefix}.unsigned", {"axis": -1})
-    return _insert(graph, node, "Sub", [joined, offset], f"{prefix}.codes_float", {})
+    joined = nodes.insert(graph, node, "Concat", [*parts, rest], f"{prefix}.unsigned", {"axis": -1})
+    return nodes.insert(graph, node, "Sub", [joined, offset], f"{prefix}.codes_float", {})
 
 
 def _steps(graph: ir.Graph, node: ir.Node, scale: ir.Value, unit: ir.Value | None, name: str) -> ir.Value:
     """Stored scales as float32 factors; onnxruntime folds this at load where they are constant."""
-    value = _cast_float(graph, node, scale, f"{name}_float")
+    value = nodes.cast_float(graph, node, scale, f"{name}_float")
     if unit is None:
         return value
-    factor = _cast_float(graph, node, unit, f"{name}_unit")
-    return _insert(graph, node, "Mul", [value, factor], f"{name}_steps", {})
+    factor = nodes.cast_float(graph, node, unit, f"{name}_unit")
+    return nodes.insert(graph, node, "Mul", [value, factor], f"{name}_steps", {})
 
 
 def _unit(graph: ir.Graph, name: str, unit: torch.Tensor) -> ir.Value:
-    return graph.initializers.get(name) or _initializer(graph, name, unit.numpy(), _SCALES[unit.dtype])
+    return graph.initializers.get(name) or nodes.initializer(graph, name, unit.numpy(), _SCALES[unit.dtype])
 
 
 def _scale_type(tensor: QuantizedTensor) -> ir.DataType:
     return _SCALES[tensor.scale.dtype]
-
-
-def _cast_float(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str) -> ir.Value:
-    if value.dtype == ir.DataType.FLOAT:
-        return value
-    return _insert(graph, node, "Cast", [value], name, {"to": int(ir.DataType.FLOAT)})
-
-
-def _shape(graph: ir.Graph, name: str, sizes: list[int]) -> ir.Value:
-    return _initializer(graph, name, np.array(sizes, dtype=np.int64), ir.DataType.INT64)
-
-
-def _scalar(graph: ir.Graph, name: str, value: float) -> ir.Value:
-    return _initializer(graph, name, np.array(value, dtype=np.float32), ir.DataType.FLOAT)
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
-    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _insert(
-    graph: ir.Graph,
-    before: ir.Node,
-    op_type: str,
-    inputs: list[ir.Value],
-    name: str,
-    attributes: Mapping[str, Any],
-) -> ir.Value:
-    """Add a node before ``before``; its output is called ``name``, which is enough to find the node by."""
-    node = ir.node(op_type, inputs, attributes=attributes or None)
-    node.outputs[0].name = name
-    node.outputs[0].type = inputs[0].type if op_type == "Gather" else ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(before, node)
-    return node.outputs[0]

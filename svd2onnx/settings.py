@@ -11,6 +11,7 @@ from svd2onnx.errors import PlanError
 from svd2onnx.schema import QuantSpec
 
 METHODS = ("auto", "quantize", "svd")
+ACTIVATIONS = ("float", "int8")
 DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
 """Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
 DEFAULT_TARGET = "0.15x"
@@ -32,6 +33,7 @@ class Settings:
     bits: int = 4
     block_size: int | None = None
     epsilon: float = 0.1
+    activations: str = "float"
     recover: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -42,6 +44,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise PlanError(f"the method must be one of {METHODS}, not {self.method!r}")
+        if self.activations not in ACTIVATIONS:
+            raise PlanError(f"activations must be one of {ACTIVATIONS}, not {self.activations!r}")
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
         if len(goals) > 1:
             raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")

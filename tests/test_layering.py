@@ -15,8 +15,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
     "agreement calibrate rounding factors realize score planner candidates knapsack goals modules "
-    "straight_through teacher student rewrite recover qdq export settings preparation verify report "
-    "timing building choosing pipeline inspection tables __init__ cli"
+    "straight_through teacher student rewrite recover nodes qdq export integer settings preparation "
+    "verify report timing building choosing pipeline inspection tables __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

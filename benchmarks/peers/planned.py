@@ -15,6 +15,7 @@ from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
 from svd2onnx.goals import SizeGoal
 from svd2onnx.loading import Batch
+from svd2onnx.outputs import staged
 from svd2onnx.pipeline import better_of, gather_statistics, predicted_error, reach
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import silent
@@ -41,27 +42,38 @@ class Planned:
     predicted: float | None
 
 
-def compress(task: Task, output: Path, *, bits: float, recover: int = 0) -> None:
+def compress(task: Task, output: Path, *, bits: float, recover: int = 0, activations: str = "float") -> None:
     """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
 
-    What was predicted is written beside ``output``, as JSON under the suffix ``.predicted``.
+    ``activations`` is "float" or "int8", see ``svd2onnx.integer``. What was predicted is written beside
+    ``output``, as JSON under the suffix ``.predicted``.
     """
-    planned = plan_size(task, output, bits, recover)
+    planned = plan_size(task, output, bits, recover, activations)
     output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
 
 
-def plan_size(task: Task, output: Path, bits: float, recover: int = 0) -> Planned:
+def plan_size(task: Task, output: Path, bits: float, recover: int = 0, activations: str = "float") -> Planned:
     """Write the file to ``output``, as ``compress`` does, and tell what was planned."""
     priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
     target = task.other_bytes + int(bits * task.linear_weights / 8)
     goal = SizeGoal(priced.menu, uniform_plans(priced.prepared.sites), task.graph.stat().st_size, target)
-    builder = Builder(priced.prepared, priced.statistics, priced.judging, output, task.graph, "cpu", silent)
-    build = reach(goal, builder)
-    build, choice = better_of(build, goal.rival(build.plan), builder)
-    predicted = predicted_error(build.plan, choice)
-    if recover:
-        build = builder.recovered(build, recover)
-        builder.write(build)
+    with staged(output) as (draft,):
+        builder = Builder(
+            priced.prepared,
+            priced.statistics,
+            priced.judging,
+            draft,
+            task.graph,
+            "cpu",
+            silent,
+            activations,
+        )
+        build = reach(goal, builder)
+        build, choice = better_of(build, goal.rival(build.plan), builder)
+        predicted = predicted_error(build.plan, choice)
+        if recover:
+            build = builder.recovered(build, recover)
+            builder.write(build)
     return Planned(build, choice, predicted)
 
 

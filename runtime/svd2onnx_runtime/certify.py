@@ -1,6 +1,7 @@
 """Prove that every quantized MatMul of a file became one fused kernel on a provider.
 
-    DequantizeLinear(codes, scale) -> MatMul     becomes     com.microsoft.MatMulNBits
+    DequantizeLinear(codes, scale) -> MatMul               becomes   com.microsoft.MatMulNBits
+    MatMulInteger(codes of x, W), Cast and Mul by scales   becomes   com.microsoft.MatMulIntegerToFloat
 
 A pair that does not fuse dequantizes its weight on every call and is many times slower, and
 onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler, which
@@ -9,7 +10,8 @@ records each executed node: its operator, its provider and its name. Fusion keep
 matches each planned MatMul to its kernel exactly.
 
 The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list of objects with
-"node", "bits", "block_size", "k", "n" and more. Without it the executed nodes are merely counted.
+"node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above.
+Without it the executed nodes are merely counted.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ from svd2onnx_runtime.session import (
 )
 
 METADATA_KEY = "svd2onnx.matmuls"
-_FUSED_OP = "MatMulNBits"
+_FUSED_OPS = {
+    "float": ("MatMulNBits",),
+    "int8": ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+}
+"""By what the MatMul computes with; the second of int8 rounds its input too, where no other reads it."""
 _BIAS_SUFFIX = "/MatMulAddFusion"
 _BLOCKS = (16, 32, 64, 128, 256)
 
@@ -162,11 +168,14 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
     elsewhere = sorted({node.provider for node in nodes} - {provider})
     if elsewhere:
         return f"ran on {', '.join(elsewhere)}, not on {provider}"
-    if all(node.op == _FUSED_OP for node in nodes):
-        if entry["bits"] == 2 and entry["n"] % 4:
+    activations = entry.get("activations", "float")
+    if all(node.op in _FUSED_OPS[activations] for node in nodes):
+        if activations == "float" and entry["bits"] == 2 and entry["n"] % 4:
             return f"int2 with N = {entry['n']}, no multiple of 4: the kernel computes wrong values"
         return None
     ops = ", ".join(sorted({node.op for node in nodes}))
+    if activations == "int8":
+        return f"ran as {ops}, not as {' or '.join(_FUSED_OPS[activations])}"
     block = entry.get("block_size")
     if block is not None and block not in _BLOCKS:
         return f"ran as {ops}: block size {block} is not a power of two in 16..256"
@@ -185,7 +194,7 @@ def _count(executed: Sequence[ExecutedNode], provider: str) -> list[tuple[str, s
     """Without a plan: each MatMulNBits is a fused MatMul, each DequantizeLinear an unfused one."""
     outcomes: dict[str, str | None] = {}
     for node in executed:
-        if node.op == _FUSED_OP:
+        if node.op in _FUSED_OPS["float"]:
             outcomes[node.name] = (
                 None if node.provider == provider else f"ran on {node.provider}, not on {provider}"
             )

@@ -48,6 +48,16 @@ def test_an_unfused_matmul_is_named_with_its_reason(tmp_path: Path, form: dict, 
     assert re.search(reason, stated)
 
 
+def test_a_matmul_planned_for_int8_arithmetic_that_runs_otherwise_is_unfused(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    quantized_matmul(path)
+    entry = {"node": NODE, "bits": 4, "block_size": 32, "k": 128, "n": 64, "activations": "int8"}
+    edit_plan(path, json.dumps([entry]))
+    assert certify(path, "cpu", DIMS).unfused == (
+        (NODE, "ran as MatMulNBits, not as MatMulIntegerToFloat or DynamicQuantizeMatMul"),
+    )
+
+
 def test_the_refused_int2_form_is_really_wrong_on_this_onnxruntime(tmp_path: Path) -> None:
     """Shows that the refusal is still needed: the fused kernel misreads int2 rows of 50."""
     from svd2onnx_runtime import open_session, run

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -318,9 +320,34 @@ def test_nothing_to_compress_is_told(write_model_file: Write, tmp_path: Path) ->
         compress_export(source, tmp_path / "a.onnx", Settings(provider="cpu"))
 
 
-def test_an_unknown_method_is_refused() -> None:
+@pytest.mark.usefixtures("no_bench")
+def test_int8_arithmetic_is_certified_and_measured_and_leaves_the_strict_check(
+    model_file: Path, tmp_path: Path
+) -> None:
+    settings = Settings("quantize", bits=4, activations="int8", provider="cpu")
+    report = compress_export(model_file, tmp_path / "a.onnx", settings)
+    plain = compress_export(model_file, tmp_path / "b.onnx", replace(settings, activations="float"))
+    assert report.certificate.ok
+    assert report.certificate.planned == plain.certificate.planned > 0
+    assert report.strict_relative_error < 1e-5
+    assert report.strict_error == pytest.approx(plain.strict_error, rel=1e-3)
+    assert report.deployed.mean_error != plain.deployed.mean_error
+    assert report.deployed.fidelity > 0.9
+    operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert "MatMulInteger" in operators
+    assert "DequantizeLinear" not in operators
+    assert sorted(path.name for path in tmp_path.glob("a.onnx*")) == [
+        "a.onnx",
+        "a.onnx.plan.json",
+        "a.onnx.report.json",
+    ]
+
+
+def test_an_unknown_method_or_arithmetic_is_refused() -> None:
     with pytest.raises(PlanError, match="not 'magic'"):
         Settings(method="magic")
+    with pytest.raises(PlanError, match="not 'int3'"):
+        Settings(activations="int3")
 
 
 def test_padding_is_cut_before_timing() -> None:

@@ -1,0 +1,125 @@
+"""Latency against the float32 graph: svd2onnx and onnxruntime's own quantized graphs, in one process.
+
+    python -m benchmarks.latency models/minilm.py --data DATA -o build/latency
+
+Embeddings stay float32 in every graph, as in ``benchmarks.frontier``, and errors are those of default
+sessions on the evaluation batches. The graphs take turns on the same inputs, so that a slow moment of the
+machine hits all of them, and a ratio is the median over rounds of the ratio within a round.
+
+The graphs stay in the folder and are not built again; latency.json holds the numbers, and a table in
+Markdown is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.contenders import Contender
+from benchmarks.graphs import tidy
+from benchmarks.judging import judge_of
+from benchmarks.peers import ort_dynamic, ort_nbits, planned
+from benchmarks.task import load_task
+from svd2onnx_runtime import bench, open_session, synthetic_inputs
+from svd2onnx_runtime.bench import BenchResult
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+REFERENCE = "float32"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a graph lost and weighs: mean error of a default session, and bits per Linear weight."""
+
+    error: float
+    bits_per_weight: float
+
+
+def contenders(bits: float) -> list[Contender]:
+    """onnxruntime's 4-bit and dynamic int8 graphs, and svd2onnx at ``bits`` with either arithmetic."""
+    return [
+        Contender("onnxruntime 4-bit", ort_nbits.compress, {"algorithm": "default", "bits": 4, "block": 32}),
+        Contender("onnxruntime dynamic int8", ort_dynamic.compress),
+        Contender("svd2onnx", planned.compress, {"bits": bits}),
+        Contender("svd2onnx int8 activations", planned.compress, {"bits": bits, "activations": "int8"}),
+    ]
+
+
+@click.command(help=__doc__.split("\n", 1)[0])
+@click.argument("source", type=_FILE)
+@click.option("-o", "--output", type=_FOLDER, required=True, help="Folder for graphs and results.")
+@click.option("--data", type=_FOLDER, help="Folder of better data, if the model file takes one.")
+@click.option("--bits", type=float, default=5.0, show_default=True, help="svd2onnx: bits per Linear weight.")
+@click.option("--batch", "batches", type=int, multiple=True, default=(1, 8), show_default=True)
+@click.option("--sequence", type=int, default=128, show_default=True)
+@click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
+@click.option("--repeats", type=int, default=30, show_default=True)
+@click.option("--calibration-samples", type=int, default=1024, show_default=True)
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def main(
+    source: Path,
+    output: Path,
+    data: Path | None,
+    bits: float,
+    batches: tuple[int, ...],
+    sequence: int,
+    threads: tuple[int, ...],
+    repeats: int,
+    calibration_samples: int,
+    provider: str,
+) -> None:
+    """Build the graphs that are missing, judge and time them, and write and print the results."""
+    output.mkdir(parents=True, exist_ok=True)
+    task = load_task(source, data, calibration_samples, output / "float32.onnx")
+    judge = judge_of(task, output)
+    paths, quality = {REFERENCE: task.graph}, {REFERENCE: Quality(0.0, 32.0)}
+    for contender in contenders(bits):
+        path = output / f"{contender.name} {contender.label}.onnx".replace(" ", "-")
+        if not path.exists():
+            click.echo(f"building {path.name}", err=True)
+            contender.run(task, path)
+            tidy(path)
+        paths[contender.name] = path
+        error = float(judge.errors(path, strict=False)[0].mean())
+        quality[contender.name] = Quality(error, task.bits_per_weight(path.stat().st_size))
+    results = []
+    for count in threads:
+        for batch in batches:
+            session = open_session(task.graph, provider, threads=count)
+            inputs = synthetic_inputs(session, {"batch": batch, "sequence": sequence})
+            results.append(bench(paths, inputs, provider, count, repeats))
+    record = {
+        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
+        "sequence": sequence,
+        "quality": {name: asdict(own) for name, own in quality.items()},
+        "results": [asdict(result) for result in results],
+    }
+    (output / "latency.json").write_text(json.dumps(record, indent=2) + "\n")
+    click.echo(markdown(results, quality))
+
+
+def markdown(results: list[BenchResult], quality: dict[str, Quality]) -> str:
+    """One line for each graph; ratios to float32, and ms, for each number of threads and batch."""
+    columns = [f"{r.threads} thread{'s' * (r.threads != 1)}, batch {r.batch}" for r in results]
+    lines = [
+        f"| graph | bits | error, deployed | load, s | memory, MB | {' | '.join(columns)} |",
+        "|---|---|---|---|---|" + "---|" * len(columns),
+    ]
+    for i, first in enumerate(results[0].graphs):
+        own = quality[first.name]
+        times = [f"{r.graphs[i].latency_ratio:.2f} ({r.graphs[i].median_ms:.1f} ms)" for r in results]
+        memory = "" if first.resident_mb is None else f"{first.resident_mb:.0f}"
+        lines.append(
+            f"| {first.name} | {own.bits_per_weight:.2f} | {own.error:.5f} | {first.load_s:.2f} | {memory} | "
+            f"{' | '.join(times)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""onnxruntime's quantize_dynamic: int8 weights with a scale for each output, activations rounded per call."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from benchmarks.task import Task
+
+
+def compress(task: Task, output: Path) -> None:
+    """Quantize every MatMul with a constant weight; its other operators stay float, embeddings among them."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it advises to preprocess, which changes nothing here
+    quantize_dynamic(
+        task.graph,
+        output,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["MatMul"],
+    )
