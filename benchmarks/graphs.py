@@ -54,6 +54,15 @@ def tidy(path: Path, output: Path | None = None) -> None:
     ir.save(model, output or path)
 
 
+def tidy_bytes(path: Path) -> int:
+    """The bytes that the graph at ``path`` has once it is tidied; the file itself stays as it is."""
+    bare = path.with_suffix(".bare")
+    tidy(path, bare)
+    count = bare.stat().st_size
+    bare.unlink()
+    return count
+
+
 def float_shapes(path: Path) -> set[tuple[int, ...]]:
     """The shapes of the float32 weights in the graph at ``path``."""
     tensors = (value.const_value for value in ir.load(path).graph.initializers.values())

@@ -4,7 +4,8 @@
 
 Embeddings stay float32 in every graph, as in ``benchmarks.frontier``, and errors are those of default
 sessions on the evaluation batches. The graphs take turns on the same inputs, so that a slow moment of the
-machine hits all of them, and a ratio is the median over rounds of the ratio within a round.
+machine hits all of them, and a ratio is the median over rounds of the ratio within a round. A file is timed
+as its tool wrote it, because noted shapes decide what fuses; its bits are counted without them.
 
 The graphs stay in the folder and are not built again; latency.json holds the numbers, and a table in
 Markdown is printed.
@@ -20,7 +21,7 @@ from pathlib import Path
 import click
 
 from benchmarks.contenders import Contender
-from benchmarks.graphs import tidy
+from benchmarks.graphs import tidy_bytes
 from benchmarks.judging import judge_of
 from benchmarks.peers import ort_dynamic, ort_nbits, planned
 from benchmarks.task import load_task
@@ -85,7 +86,7 @@ def main(
             contender.run(task, path)
         paths[contender.name] = path
         error = float(judge.errors(path, strict=False)[0].mean())
-        quality[contender.name] = Quality(error, task.bits_per_weight(_tidy_bytes(path)))
+        quality[contender.name] = Quality(error, task.bits_per_weight(tidy_bytes(path)))
     results = []
     for count in threads:
         for batch in batches:
@@ -100,15 +101,6 @@ def main(
     }
     (output / "latency.json").write_text(json.dumps(record, indent=2) + "\n")
     click.echo(markdown(results, quality))
-
-
-def _tidy_bytes(path: Path) -> int:
-    """The bytes that count. The file is timed as its tool wrote it: noted shapes decide what fuses."""
-    bare = path.with_suffix(".bare")
-    tidy(path, bare)
-    count = bare.stat().st_size
-    bare.unlink()
-    return count
 
 
 def markdown(results: list[BenchResult], quality: dict[str, Quality]) -> str:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.graphs import linear_nodes, tidy
+from benchmarks.graphs import linear_nodes, tidy_bytes
 from svd2onnx.export import export_float
 from svd2onnx.loading import ModelFile, arguments_of, as_arrays, load_model_file
 from svd2onnx.preparation import prepare
@@ -61,10 +61,6 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     prepared = prepare(source, Settings(calibration_samples=samples), data)
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
     export_float(model, prepared.example, prepared.dynamic_shapes, graph)
-    bare = graph.with_suffix(".bare")
-    tidy(graph, bare)  # beside it, because some peers need what is removed
-    bare_bytes = bare.stat().st_size
-    bare.unlink()
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
     linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -79,7 +75,7 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
         kept=tuple(site.name for site in kept),
         table_shapes={site.shape for site in kept},
         linear_weights=linear_weights,
-        other_bytes=bare_bytes - 4 * linear_weights,
+        other_bytes=tidy_bytes(graph) - 4 * linear_weights,
     )
 
 

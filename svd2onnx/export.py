@@ -23,13 +23,12 @@ from svd2onnx.errors import ExportError
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import FusedMatMul, insert_dequantize
 from svd2onnx.schema import CompressedLayer
+from svd2onnx_runtime.certify import METADATA_KEY
 
 OPSET = 21
 """The first opset whose DequantizeLinear takes blocks and int4."""
 OPSET_INT2 = 25
 """The first opset with int2."""
-MATMULS = "svd2onnx.matmuls"
-"""The metadata entry that lists the quantized MatMuls, for ``svd2onnx_runtime.certify``."""
 LARGEST_FILE = 2**31 - 1
 """Protobuf's limit in bytes for one file."""
 
@@ -76,7 +75,9 @@ def export(
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
     onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
-    onnx_model.metadata_props[MATMULS] = json.dumps([m.to_json() for m in planned], separators=(",", ":"))
+    onnx_model.metadata_props[METADATA_KEY] = json.dumps(
+        [m.to_json() for m in planned], separators=(",", ":")
+    )
     drop_inferable(onnx_model)
     _save(onnx_model, path)
     return planned

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from svd2onnx import nodes
 from svd2onnx.calibrate import LayerStatistics
-from svd2onnx.export import MATMULS, drop_inferable
+from svd2onnx.export import drop_inferable
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
+from svd2onnx_runtime.certify import METADATA_KEY
 
 _LARGEST = 127.0
 _TINY = 1e-30
@@ -49,7 +50,7 @@ def to_integer(
         statistics: of their inputs; where they are missing, all channels are alike.
     """
     model = ir.load(source)
-    entries = json.loads(model.metadata_props[MATMULS])
+    entries = json.loads(model.metadata_props[METADATA_KEY])
     by_node = {entry["node"]: entry for entry in entries}
     rms = _input_rms(layers, statistics)
     activations: dict[ir.Value, _Activations] = {}
@@ -63,7 +64,7 @@ def to_integer(
         entry["activations"] = "int8"
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
-    model.metadata_props[MATMULS] = json.dumps(entries, separators=(",", ":"))
+    model.metadata_props[METADATA_KEY] = json.dumps(entries, separators=(",", ":"))
     ir.save(model, output)
 
 

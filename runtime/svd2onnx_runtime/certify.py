@@ -38,6 +38,7 @@ from svd2onnx_runtime.session import (
 )
 
 METADATA_KEY = "svd2onnx.matmuls"
+"""The metadata entry that lists the quantized MatMuls."""
 _FUSED_OPS = {
     "float": ("MatMulNBits",),
     "int8": ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),

@@ -17,15 +17,16 @@ from svd2onnx_runtime import certify, open_session, run
 from tests.svd2onnx.networks import Compressed, Mlp, Tokens, Vectors, batches_of, compress, seeded
 
 
-class Uneven(nn.Module):
-    """x [batch, 64] -> [batch, 96]; one of its inputs is a hundred times as large as the others."""
+class Single(nn.Module):
+    """x [batch, inputs] -> [batch, 96]."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 64) -> None:
         super().__init__()
-        self.linear = nn.Linear(64, 96)
+        self.linear = nn.Linear(inputs, 96)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
+        y: Tensor = self.linear(x)
+        return y
 
 
 def in_both_forms(compressed: Compressed, folder: Path, *, even: bool = True) -> tuple[Path, Path]:
@@ -66,28 +67,17 @@ def test_every_matmul_runs_in_int8_and_differs_by_rounding(
 
 
 def test_a_block_that_is_not_full_is_dequantized_rightly(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Linear(80, 64)).eval().requires_grad_(False)
     torch.manual_seed(0)
-    wrapped = Wrapped(network)
+    network = Single(80).eval().requires_grad_(False)
     batches = [{"x": torch.randn(5, 80)}, {"x": torch.randn(9, 80)}]
-    compressed = compress(wrapped, batches, QuantSpec(8, 64))
+    compressed = compress(network, batches, QuantSpec(8, 64))
     plain, integer = in_both_forms(compressed, tmp_path)
     assert difference(outputs(integer, compressed), outputs(plain, compressed, strict=True)) < 0.02
 
 
-class Wrapped(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
-        return y
-
-
 def test_uneven_channels_are_evened_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = Uneven().eval().requires_grad_(False)
+    network = Single().eval().requires_grad_(False)
     sizes = torch.ones(64)
     sizes[3] = 100.0
     network.linear.weight[:, 3] /= 100.0
@@ -113,7 +103,7 @@ def test_the_file_stays_as_small_and_its_rows_of_zeros_stay_zero(tmp_path: Path)
 
 def test_an_input_of_zeros_gives_the_bias(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = Uneven().eval().requires_grad_(False)
+    network = Single().eval().requires_grad_(False)
     compressed = compress(network, [{"x": torch.randn(5, 64)}, {"x": torch.randn(6, 64)}], QuantSpec(8, 32))
     plain, integer = in_both_forms(compressed, tmp_path)
     zeros = {"x": np.zeros((2, 64), np.float32)}
