@@ -11,6 +11,7 @@ from torch import nn
 from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import export
+from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
 from svd2onnx.loading import Batch, as_arrays
 from svd2onnx.preparation import Prepared
@@ -19,6 +20,7 @@ from svd2onnx.realize import realize
 from svd2onnx.recover import recover
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
+from svd2onnx.settings import Form
 from svd2onnx_runtime import EvaluationResult, evaluate
 
 
@@ -43,6 +45,7 @@ class Builder:
         provider: of the sessions that measure.
         track: shows the progress.
         activations: "float" or "int8": what the MatMuls of the file compute with, see ``integer``.
+        form: how the file is written where they are "float", see ``forms``.
     """
 
     def __init__(
@@ -55,8 +58,11 @@ class Builder:
         provider: str,
         track: Track,
         activations: str = "float",
+        form: Form = Form(),  # noqa: B008 (frozen)
     ) -> None:
-        self._activations = activations
+        self._activations, self._form = activations, form
+        as_exported = activations == "float" and form == Form()
+        self._plain = draft if as_exported else draft.with_name("plain.onnx")
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self._draft, self._reference, self._provider, self._track = draft, reference, provider, track
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
@@ -115,17 +121,29 @@ class Builder:
                 build.layers,
                 prepared.example,
                 prepared.dynamic_shapes,
-                self.as_float,
+                self._plain,
                 metadata,
             )
             if self._activations == "int8":
-                to_integer(self.as_float, self._draft, build.layers, self._statistics)
+                to_integer(self._plain, self._draft, build.layers, self._statistics)
+            elif self._form != Form():
+                to_form(self._plain, self._draft, self._form)
         return self._draft.stat().st_size
 
-    @property
-    def as_float(self) -> Path:
-        """The draft, or where that computes in int8, the same graph before: what equals the network."""
-        return self._draft if self._activations == "float" else self._draft.with_name("as_float.onnx")
+    def exact(self) -> Path:
+        """The graph that must equal the network to float rounding.
+
+        The draft, where that rounds nothing. In place of one in int8, the graph that it was made of; in place
+        of one in float16 or of MatMulNBits, the same operators in float32 and at the exact accuracy level, so
+        that the packed codes are checked too.
+        """
+        if self._activations == "int8" or self._form == Form():
+            return self._plain
+        if self._form == Form("folded"):
+            return self._draft
+        exact = self._draft.with_name("exact.onnx")
+        to_form(self._plain, exact, self._form, exact=True)
+        return exact
 
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""

@@ -103,6 +103,15 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="What MatMuls compute with; int8 is faster on CPUs at many rows, and rounds more.",
         ),
         click.option(
+            "--operator", type=click.Choice(["dequantize", "folded", "matmulnbits"]), default="dequantize",
+            show_default=True,
+            help="Weights in standard operators, fused at load; or made floats then; or as the fused kernel.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+            help="What the graph computes in; float16 is for CUDA. Inputs and outputs stay float32.",
+        ),
+        click.option(
             "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
             help="Retrain the compressed network briefly, by distillation on the recovery split.",
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from svd2onnx.errors import ExportError
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import FusedMatMul, insert_dequantize
 from svd2onnx.schema import CompressedLayer
-from svd2onnx_runtime.certify import METADATA_KEY
+from svd2onnx.stored import plan_again
 
 OPSET = 21
 """The first opset whose DequantizeLinear takes blocks and int4."""
@@ -75,9 +74,7 @@ def export(
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
     onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
-    onnx_model.metadata_props[METADATA_KEY] = json.dumps(
-        [m.to_json() for m in planned], separators=(",", ":")
-    )
+    plan_again(onnx_model, [matmul.to_json() for matmul in planned])
     drop_inferable(onnx_model)
     _save(onnx_model, path)
     return planned

@@ -13,7 +13,6 @@ Source: SmoothQuant (Xiao et al., arXiv 2211.10438), with RMS in place of maxima
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from svd2onnx import nodes
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import drop_inferable
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
-from svd2onnx_runtime.certify import METADATA_KEY
+from svd2onnx.stored import plan_again, planned
 
 _LARGEST = 127.0
 _TINY = 1e-30
@@ -50,7 +49,7 @@ def to_integer(
         statistics: of their inputs; where they are missing, all channels are alike.
     """
     model = ir.load(source)
-    entries = json.loads(model.metadata_props[METADATA_KEY])
+    entries = planned(model)
     by_node = {entry["node"]: entry for entry in entries}
     rms = _input_rms(layers, statistics)
     activations: dict[ir.Value, _Activations] = {}
@@ -64,7 +63,7 @@ def to_integer(
         entry["activations"] = "int8"
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
-    model.metadata_props[METADATA_KEY] = json.dumps(entries, separators=(",", ":"))
+    plan_again(model, entries)
     ir.save(model, output)
 
 

@@ -36,9 +36,16 @@ def replace(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
 
 def cast_float(graph: ir.Graph, before: ir.Node, value: ir.Value, name: str) -> ir.Value:
     """``value`` as float32; itself if it is that."""
-    if value.dtype == ir.DataType.FLOAT:
+    return cast(graph, before, value, ir.DataType.FLOAT, name)
+
+
+def cast(graph: ir.Graph, before: ir.Node, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    """``value`` as ``dtype``; itself if it is that."""
+    if value.dtype == dtype:
         return value
-    return insert(graph, before, "Cast", [value], name, {"to": int(ir.DataType.FLOAT)})
+    result = insert(graph, before, "Cast", [value], name, {"to": int(dtype)})
+    result.type = ir.TensorType(dtype)
+    return result
 
 
 def shape(graph: ir.Graph, name: str, sizes: Sequence[int]) -> ir.Value:

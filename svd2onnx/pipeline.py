@@ -75,7 +75,15 @@ def compress_export(
         goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
         statistics = without_probes(statistics)
         builder = Builder(
-            prepared, statistics, judging, draft, float_draft, provider, track, settings.activations
+            prepared,
+            statistics,
+            judging,
+            draft,
+            float_draft,
+            provider,
+            track,
+            settings.activations,
+            settings.form,
         )
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)
@@ -85,7 +93,7 @@ def compress_export(
 
         evaluation = prepared.evaluation
         batches = track(evaluation, "Verifying", len(evaluation))
-        strict = check_strict(builder.as_float, build.network, model, batches, prepared.objective)
+        strict = check_strict(builder.exact(), build.network, model, batches, prepared.objective)
         inputs = as_arrays(arguments_of(model, evaluation[0]))
         report = CompressionReport(
             source=str(source),
@@ -108,7 +116,7 @@ def compress_export(
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
-            warnings=tuple(_warnings(settings)),
+            warnings=tuple(_warnings(settings, provider)),
             versions=tool_versions(),
         )
         report_draft.write_text(report.to_json())
@@ -176,7 +184,12 @@ def _common_form(plan: CompressionPlan) -> str:
     return max(set(forms), key=forms.count)
 
 
-def _warnings(settings: Settings) -> Iterator[str]:
+def _warnings(settings: Settings, provider: str) -> Iterator[str]:
+    if settings.dtype == "float16" and provider == "cpu":
+        yield (
+            "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "
+            "for CUDA, the latency does not"
+        )
     if settings.calibration_samples == 0:
         yield (
             "no calibration data: inputs were taken as equal and independent, so rounding and plan are "

@@ -12,10 +12,20 @@ from svd2onnx.schema import QuantSpec
 
 METHODS = ("auto", "quantize", "svd")
 ACTIVATIONS = ("float", "int8")
+OPERATORS = ("dequantize", "folded", "matmulnbits")
+DTYPES = ("float32", "float16")
 DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
 """Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
 DEFAULT_TARGET = "0.15x"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the quantized MatMuls of a file are, and what its graph computes in; see ``svd2onnx.forms``."""
+
+    operator: str = "dequantize"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Settings:
     block_size: int | None = None
     epsilon: float = 0.1
     activations: str = "float"
+    operator: str = "dequantize"
+    dtype: str = "float32"
     recover: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -46,6 +58,15 @@ class Settings:
             raise PlanError(f"the method must be one of {METHODS}, not {self.method!r}")
         if self.activations not in ACTIVATIONS:
             raise PlanError(f"activations must be one of {ACTIVATIONS}, not {self.activations!r}")
+        if self.operator not in OPERATORS:
+            raise PlanError(f"the operator must be one of {OPERATORS}, not {self.operator!r}")
+        if self.dtype not in DTYPES:
+            raise PlanError(f"the dtype must be one of {DTYPES}, not {self.dtype!r}")
+        if self.activations == "int8" and self.form != Form():
+            raise PlanError(
+                "--activations int8 is a form of its own, MatMulInteger on float32 activations: "
+                f"leave it out, or --operator {self.operator} and --dtype {self.dtype}"
+            )
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
         if len(goals) > 1:
             raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")
@@ -53,6 +74,11 @@ class Settings:
             raise PlanError(
                 f"--method {self.method} has a rule of its own: leave it out to give a goal or a plan"
             )
+
+    @property
+    def form(self) -> Form:
+        """How the graph is written, where its activations are floats."""
+        return Form(self.operator, self.dtype)
 
     @property
     def spec(self) -> QuantSpec:

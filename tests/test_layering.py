@@ -15,7 +15,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
     "agreement calibrate rounding factors realize score planner candidates knapsack goals modules "
-    "straight_through teacher student rewrite recover nodes qdq export integer settings preparation "
+    "straight_through teacher student rewrite recover nodes stored qdq export integer "
+    "settings folded packed half forms preparation "
     "verify report timing building choosing pipeline inspection tables __init__ cli"
 ).split()
 
