@@ -267,23 +267,35 @@ def evaluate(graph: Path, reference: Path, task: Path, data: Path | None, provid
 @_DIM
 @_PROVIDER
 def certify(graph: Path, dims: tuple[str, ...], provider: str) -> None:
-    """Prove that each quantized MatMul of GRAPH runs as one fused kernel; exit 1 if one does not."""
+    """Prove that GRAPH runs as it is meant to; exit 1 if not.
+
+    Each quantized MatMul is one fused kernel, or its weight was made a float at load on purpose; and on
+    CUDA no node is left to the CPU and nothing is copied between host and device.
+    """
     from svd2onnx_runtime import certify as run_certify
 
     certificate = run_certify(graph, provider, {"batch": 2, **_sizes(dims)})
     for name, reason in certificate.unfused:
         click.echo(f"not fused: {name}: {reason}", err=True)
+    for name, reason in certificate.misplaced:
+        click.echo(f"misplaced: {name}: {reason}", err=True)
     if not certificate.planned:
         _fail(f"{graph} holds no quantized MatMul: there is nothing to certify")
-    if not certificate.ok:
+    if certificate.unfused:
         _fail(
             f"{len(certificate.unfused)} of {certificate.planned} quantized MatMuls did not fuse "
             f"on {certificate.provider}"
         )
+    if certificate.misplaced:
+        _fail(f"{len(certificate.misplaced)} nodes of {graph} are misplaced on {certificate.provider}")
+    how = "on weights folded at load, as planned," if certificate.folded else "as fused kernels"
     click.echo(
-        f"all {certificate.planned} quantized MatMuls run as fused kernels on "
+        f"all {certificate.planned} quantized MatMuls run {how} on "
         f"{certificate.provider} (onnxruntime {certificate.onnxruntime})"
     )
+    if certificate.capture_obstacles is not None:
+        obstacles = "; ".join(f"{name}: {reason}" for name, reason in certificate.capture_obstacles)
+        click.echo(f"CUDA graph: {f'no ({obstacles})' if obstacles else 'can be captured'}")
 
 
 def _sizes(dims: Iterable[str]) -> dict[str, int]:

@@ -48,7 +48,8 @@ def compression_table(report: CompressionReport) -> Table:
             f"{latency.median_ms:.2f} ms, {latency.ratio:.2f} of float32 ({latency.reference_ms:.2f} ms)",
         )
     certificate = report.certificate
-    fused = f"{len(certificate.fused)} of {certificate.planned} fused on {certificate.provider}"
+    done, how = (certificate.folded, "folded") if certificate.folded else (certificate.fused, "fused")
+    fused = f"{len(done)} of {certificate.planned} {how} on {certificate.provider}"
     table.add_row("quantized MatMuls", fused)
     for name, reason in certificate.unfused[:5]:
         table.add_row("not fused", f"{name}: {reason}")

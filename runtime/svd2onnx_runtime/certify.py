@@ -1,41 +1,32 @@
-"""Prove that every quantized MatMul of a file became one fused kernel on a provider.
+"""Prove that a file runs on a provider as it is meant to: its quantized MatMuls fused, and nothing elsewhere.
 
     DequantizeLinear(codes, scale) -> MatMul               becomes   com.microsoft.MatMulNBits
     MatMulInteger(codes of x, W), Cast and Mul by scales   becomes   com.microsoft.MatMulIntegerToFloat
+    Mul(Cast(codes), Gather(scale)) -> MatMul              becomes   MatMul, on a weight made at load
 
 A pair that does not fuse dequantizes its weight on every call and is many times slower, and
-onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler, which
-records each executed node: its operator, its provider and its name. Fusion keeps the MatMul's name
-(1.31.1); a MatMul merged with its bias first, into a Gemm, gets ``/MatMulAddFusion`` appended. That
-matches each planned MatMul to its kernel exactly.
+onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler (``profile``).
+Fusion keeps the MatMul's name (1.31.1); a MatMul merged with its bias first, into a Gemm, gets
+``/MatMulAddFusion`` appended. That matches each planned MatMul to its kernel exactly.
 
 The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list of objects with
-"node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above.
-Without it the executed nodes are merely counted.
+"node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above, and
+"operator" is "folded" for the third, with "weight", what the names of the nodes begin with that make
+the weight. Without it the executed nodes are merely counted. Where the nodes ran is judged in ``placement``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from svd2onnx_runtime.errors import GraphError
-from svd2onnx_runtime.session import (
-    Array,
-    Session,
-    load,
-    ort_version,
-    provider_name,
-    provider_of,
-    run,
-    session_options,
-    synthetic_inputs,
-)
+from svd2onnx_runtime.placement import capture_obstacles, misplaced
+from svd2onnx_runtime.profile import ExecutedNode, profile
+from svd2onnx_runtime.session import Array, Session, ort_version, provider_name, provider_of
 
 METADATA_KEY = "svd2onnx.matmuls"
 """The metadata entry that lists the quantized MatMuls."""
@@ -50,10 +41,14 @@ _BLOCKS = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Certificate:
-    """What became of the quantized MatMuls of one file on one provider ("cpu" or "cuda").
+    """How one file ran on one provider ("cpu" or "cuda").
 
-    ``fused`` are node names; ``unfused`` are (node name, reason). ``planned`` counts both; it is 0
-    for a file without a quantized MatMul, for which ``ok`` holds but says nothing.
+    Of its quantized MatMuls, ``fused`` are the names of the fused ones and ``folded`` of those on a weight
+    that was made a float at load, on purpose; ``unfused`` are (name, reason). ``planned`` counts all; it
+    is 0 for a file without a quantized MatMul, for which ``ok`` says nothing of them.
+
+    ``misplaced`` are (name, reason) of nodes that ran elsewhere or copy between host and device.
+    ``capture_obstacles`` are (name, reason) of what keeps a CUDA graph from being captured; None on the CPU.
     """
 
     provider: str
@@ -61,21 +56,19 @@ class Certificate:
     planned: int
     fused: tuple[str, ...]
     unfused: tuple[tuple[str, str], ...]
+    folded: tuple[str, ...] = ()
+    misplaced: tuple[tuple[str, str], ...] = ()
+    capture_obstacles: tuple[tuple[str, str], ...] | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every planned MatMul fused."""
-        return not self.unfused
+        """Whether every planned MatMul fused, or was folded on purpose, and every node is in its place."""
+        return not self.unfused and not self.misplaced
 
-
-@dataclass(frozen=True)
-class ExecutedNode:
-    """One node of the optimized graph as the profiler saw it, ``provider`` in its long name."""
-
-    op: str
-    name: str
-    provider: str
-    output_shape: tuple[int, ...]
+    @property
+    def cuda_graph_ok(self) -> bool:
+        """Whether a CUDA graph can be captured, for inputs of fixed shapes and addresses."""
+        return self.capture_obstacles == ()
 
 
 def certify(
@@ -89,7 +82,7 @@ def certify(
     ``inputs`` are the arrays to run it on; without them synthetic ones of the sizes ``dims`` are.
     Raises ProviderError, GraphError and InputsError.
     """
-    session, executed = _profile(path, provider, dims or {}, inputs)
+    session, executed = profile(path, provider, dims or {}, inputs)
     actual = provider_of(session)
     entries = _planned(session, path)
     wanted = provider_name(actual)
@@ -98,48 +91,17 @@ def certify(
         if entries is None
         else [(entry["node"], _refusal(entry, executed, wanted)) for entry in entries]
     )
+    right = [name for name, reason in outcomes if reason is None]
+    folded = {entry["node"] for entry in entries or () if entry.get("operator") == "folded"}
     return Certificate(
         provider=actual,
         onnxruntime=ort_version(),
         planned=len(outcomes),
-        fused=tuple(name for name, reason in outcomes if reason is None),
+        fused=tuple(name for name in right if name not in folded),
         unfused=tuple((name, reason) for name, reason in outcomes if reason is not None),
-    )
-
-
-def _profile(
-    path: str | os.PathLike[str],
-    provider: str,
-    dims: Mapping[str, int],
-    inputs: Mapping[str, Array] | None,
-) -> tuple[Session, list[ExecutedNode]]:
-    """The session and the nodes that one profiled run executed."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = session_options()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = load(path, options, provider)
-        try:
-            run(session, synthetic_inputs(session, dims) if inputs is None else inputs)
-        finally:
-            profile = Path(session.end_profiling())  # also closes the file before it is removed
-        events = json.loads(profile.read_text(encoding="utf-8"))
-    return session, [_executed(event) for event in events if _is_kernel(event)]
-
-
-def _is_kernel(event: Mapping[str, Any]) -> bool:
-    return event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time")
-
-
-def _executed(event: Mapping[str, Any]) -> ExecutedNode:
-    args = event["args"]
-    outputs = args.get("output_type_shape") or [{}]
-    shape: Sequence[int] = next(iter(outputs[0].values()), [])
-    return ExecutedNode(
-        op=args["op_name"],
-        name=event["name"].removesuffix("_kernel_time"),
-        provider=args.get("provider", ""),
-        output_shape=tuple(shape),
+        folded=tuple(name for name in right if name in folded),
+        misplaced=misplaced(executed, wanted),
+        capture_obstacles=capture_obstacles(executed) if actual == "cuda" else None,
     )
 
 
@@ -169,6 +131,9 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
     elsewhere = sorted({node.provider for node in nodes} - {provider})
     if elsewhere:
         return f"ran on {', '.join(elsewhere)}, not on {provider}"
+    if entry.get("operator") == "folded":
+        makers = [node for node in executed if node.name.startswith(f"{entry['weight']}/")]
+        return f"its weight is made on every call, by {makers[0].op} {makers[0].name}" if makers else None
     activations = entry.get("activations", "float")
     if all(node.op in _FUSED_OPS[activations] for node in nodes):
         if activations == "float" and entry["bits"] == 2 and entry["n"] % 4:
@@ -181,7 +146,7 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
     if block is not None and block not in _BLOCKS:
         return f"ran as {ops}: block size {block} is not a power of two in 16..256"
     shape = (entry["k"], entry["n"])
-    kept = [node.name for node in executed if node.op == "DequantizeLinear" and node.output_shape == shape]
+    kept = [node.name for node in executed if node.op == "DequantizeLinear" and shape in node.output_shapes]
     if kept:
         return f"ran as {ops}: a DequantizeLinear to {list(shape)} runs on every call ({kept[0]})"
     return f"ran as {ops}: the weight was folded to float at load"

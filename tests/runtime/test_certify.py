@@ -58,6 +58,34 @@ def test_a_matmul_planned_for_int8_arithmetic_that_runs_otherwise_is_unfused(tmp
     )
 
 
+FOLDED = {"node": NODE, "bits": 4, "block_size": 32, "k": 128, "n": 64, "operator": "folded", "weight": "w"}
+
+
+def test_a_weight_that_is_made_at_load_is_folded_on_purpose(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    float_matmul(path, np.ones((128, 64)))
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"svd2onnx.matmuls": json.dumps([FOLDED])})
+    onnx.save(model, path)
+    certificate = certify(path, "cpu", DIMS)
+    assert certificate == Certificate("cpu", certificate.onnxruntime, 1, (), (), folded=(NODE,))
+    assert certificate.ok
+    assert not certificate.cuda_graph_ok  # it was not asked on CUDA
+
+
+def test_a_weight_that_is_made_on_every_call_is_not_folded(tmp_path: Path) -> None:
+    """Named by the node that makes it, here one that onnxruntime does not fold."""
+    path = tmp_path / "graph.onnx"
+    quantized_matmul(path, reader=True)
+    model = onnx.load(path)
+    next(node for node in model.graph.node if node.name == "dq").name = "w/product"
+    onnx.save(model, path)
+    edit_plan(path, json.dumps([FOLDED]))
+    certificate = certify(path, "cpu", DIMS)
+    assert (certificate.fused, certificate.folded, certificate.ok) == ((), (), False)
+    assert certificate.unfused[0][1].startswith("its weight is made on every call, by DequantizeLinear w/")
+
+
 def test_the_refused_int2_form_is_really_wrong_on_this_onnxruntime(tmp_path: Path) -> None:
     """Shows that the refusal is still needed: the fused kernel misreads int2 rows of 50."""
     from svd2onnx_runtime import open_session, run

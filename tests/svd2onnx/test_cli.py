@@ -111,6 +111,33 @@ def test_certify_passes(compressed: Run) -> None:
     assert result.stderr == ""
 
 
+@ONE_FILE
+def test_certify_of_folded_weights_says_so(compressed: Run, tmp_path: Path) -> None:
+    from svd2onnx.forms import to_form
+    from svd2onnx.settings import Form
+
+    to_form(compressed.output, tmp_path / "folded.onnx", Form("folded"))
+    result = svd2onnx("certify", tmp_path / "folded.onnx", "--provider", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "run on weights folded at load, as planned, on cpu" in result.stdout
+
+
+@ONE_FILE
+def test_certify_of_a_copied_or_misplaced_node_fails(
+    compressed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import svd2onnx_runtime
+    from svd2onnx_runtime import Certificate
+
+    copies = ("Memcpy_1", "copies from host to device on every call")
+    certificate = Certificate("cuda", "1.31", 1, ("a",), (), misplaced=(copies,), capture_obstacles=(copies,))
+    monkeypatch.setattr(svd2onnx_runtime, "certify", lambda *_: certificate)
+    result = svd2onnx("certify", compressed.output)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "misplaced: Memcpy_1: copies from host to device on every call"
+    assert "1 nodes of " in result.stderr
+
+
 def test_evaluate_measures_both_graphs(compressed: Run) -> None:
     result = svd2onnx(
         *("evaluate", compressed.output, "--reference", compressed.reference),

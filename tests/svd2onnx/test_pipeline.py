@@ -96,6 +96,24 @@ def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_bench")
+@pytest.mark.parametrize(
+    ("operator", "dtype"), [("folded", "float32"), ("matmulnbits", "float32"), ("matmulnbits", "float16")]
+)
+def test_each_form_is_checked_measured_and_certified(
+    model_file: Path, tmp_path: Path, operator: str, dtype: str
+) -> None:
+    settings = Settings("quantize", operator=operator, dtype=dtype, provider="cpu")
+    report = compress_export(model_file, tmp_path / "out.onnx", settings)
+    assert report.strict_relative_error < 1e-5
+    assert report.certificate.ok
+    found = report.certificate.folded if operator == "folded" else report.certificate.fused
+    assert len(found) == report.certificate.planned == 2
+    assert report.deployed.fidelity > 0.98
+    assert len(report.warnings) == (dtype == "float16")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".onnx") == ["out.onnx"]
+
+
+@pytest.mark.usefixtures("no_bench")
 def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path: Path) -> None:
     """Their fast path reads weights around the modules; what it alone reads stays float, no more."""
     source = write_model_file(add=TRANSFORMER)

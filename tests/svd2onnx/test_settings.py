@@ -58,3 +58,15 @@ def test_goals_belong_to_the_planner(method: str, goal: dict[str, Any]) -> None:
 def test_the_block_size_follows_the_bits_unless_given(bits: int, block: int) -> None:
     assert Settings(bits=bits).spec == QuantSpec(bits, block)
     assert Settings(bits=bits, block_size=64).spec == QuantSpec(bits, 64)
+
+
+@pytest.mark.parametrize("form", [{"operator": "folded"}, {"operator": "matmulnbits"}, {"dtype": "float16"}])
+def test_int8_activations_are_a_form_of_their_own(form: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="--activations int8 is a form of its own"):
+        Settings(activations="int8", **form)
+
+
+@pytest.mark.parametrize("name", ["method", "activations", "operator", "dtype"])
+def test_an_unknown_choice_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(PlanError, match="must be one of .*, not 'other'"):
+        Settings(**{name: "other"})
