@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
 
 

@@ -34,8 +34,9 @@ class LayerSite:
 
     ``shape`` is that of the weight: [out, in] of a Linear, [rows, width] of an Embedding.
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
-    one forward pass multiplies by the weight: each fused kernel needs a copy of its own.
-    ``skip_reason`` is None where the weight can be compressed, else it says why it stays float.
+    one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
+    form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
+    says why it stays float.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerSite:
     aliases: tuple[str, ...] = ()
     calls: int = 1
     skip_reason: str | None = None
+    shared: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ class LayerSite:
     @property
     def copies(self) -> int:
         """Copies of the codes in the file: a table is shared by all its Gather nodes."""
-        return 1 if self.kind == "embedding" else self.calls
+        return 1 if self.kind == "embedding" or self.shared else self.calls
 
     @property
     def float_bytes(self) -> int:

@@ -27,6 +27,11 @@ class Form:
     operator: str = "dequantize"
     dtype: str = "float32"
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether MatMuls of one weight share its codes; DequantizeLinear fuses only where they do not."""
+        return self.operator != "dequantize"
+
 
 @dataclass(frozen=True)
 class Settings:

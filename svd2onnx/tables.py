@@ -53,6 +53,8 @@ def compression_table(report: CompressionReport) -> Table:
     table.add_row("quantized MatMuls", fused)
     for name, reason in certificate.unfused[:5]:
         table.add_row("not fused", f"{name}: {reason}")
+    for name, reason in certificate.misplaced[:5]:
+        table.add_row("misplaced", f"{name}: {reason}")
     return table
 
 

@@ -114,6 +114,29 @@ def test_each_form_is_checked_measured_and_certified(
 
 
 @pytest.mark.usefixtures("no_bench")
+def test_a_layer_called_twice_is_counted_and_stored_once_where_weights_are_shared(
+    write_model_file: Write, tmp_path: Path
+) -> None:
+    twice = "torch.relu(self.norm(self.first(self.second(self.norm(self.first(self.table(ids)))))))"
+    source = write_model_file(("torch.relu(self.norm(self.first(self.table(ids))))", twice))
+    reports = {
+        operator: compress_export(
+            source, tmp_path / "out.onnx", Settings("quantize", operator=operator, provider="cpu")
+        )
+        for operator in ("dequantize", "matmulnbits")
+    }
+    stored = {
+        operator: {layer.name: layer.stored_bytes for layer in report.layers}
+        for operator, report in reports.items()
+    }
+    for name in ("first", "second"):
+        assert stored["dequantize"][name] == 2 * stored["matmulnbits"][name]
+    saved = sum(stored["matmulnbits"][name] for name in ("first", "second"))
+    assert reports["dequantize"].file_bytes - reports["matmulnbits"].file_bytes > 0.9 * saved
+    assert [report.certificate.planned for report in reports.values()] == [4, 4]
+
+
+@pytest.mark.usefixtures("no_bench")
 def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path: Path) -> None:
     """Their fast path reads weights around the modules; what it alone reads stays float, no more."""
     source = write_model_file(add=TRANSFORMER)

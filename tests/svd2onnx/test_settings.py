@@ -68,5 +68,5 @@ def test_int8_activations_are_a_form_of_their_own(form: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["method", "activations", "operator", "dtype"])
 def test_an_unknown_choice_is_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(PlanError, match="must be one of .*, not 'other'"):
+    with pytest.raises(PlanError, match=r"must be one of .*, not 'other'"):
         Settings(**{name: "other"})
