@@ -10,7 +10,7 @@ several MatMuls use is stored once. B has no zero point, so the kernel takes 2^(
 ``accuracy_level`` 4 rounds activations to int8 in blocks, as a default session does with the fused pair on
 the CPU; 0 keeps them float. CUDA has one way and ignores it. Level 4 needs steps that are constant
 when the kernels are made. Ours are the product of scales and units, which onnxruntime folds first;
-in a session with all optimizations off, 1.31 would take them for zero and say nothing.
+in a session with all optimizations off, 1.31 computes wrong values and says nothing.
 """
 
 from __future__ import annotations
