@@ -12,7 +12,7 @@ from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import export
 from svd2onnx.integer import to_integer
-from svd2onnx.loading import Batch, as_arrays
+from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
@@ -30,6 +30,12 @@ class Build:
     layers: Mapping[str, CompressedLayer]
     network: nn.Module
 
+    @property
+    def integer_layers(self) -> dict[str, CompressedLayer]:
+        """Those that compute in int8."""
+        forms = self.plan.forms
+        return {n: layer for n, layer in self.layers.items() if forms[n].activations == "int8"}
+
 
 class Builder:
     """Builds plans of one network; layers that an earlier plan had in the same form are not done again.
@@ -42,7 +48,6 @@ class Builder:
         reference: the float32 file.
         provider: of the sessions that measure.
         track: shows the progress.
-        activations: "float" or "int8": what the MatMuls of the file compute with, see ``integer``.
     """
 
     def __init__(
@@ -54,17 +59,18 @@ class Builder:
         reference: Path,
         provider: str,
         track: Track,
-        activations: str = "float",
     ) -> None:
-        self._activations = activations
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
-        self._draft, self._reference, self._provider, self._track = draft, reference, provider, track
+        self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
+        self.as_float = draft
+        """The same graph with float activations, which equals the network: the draft, or beside it."""
 
     def build(self, plan: CompressionPlan) -> Build:
         """The network of ``plan``, in PyTorch."""
         kind = "article" if plan.method == "svd" else "planned"
-        fresh = {n: form for n, form in plan.forms.items() if (kind, n, form) not in self._known}
+        stored = {name: form.stored for name, form in plan.forms.items()}
+        fresh = {n: form for n, form in stored.items() if (kind, n, form) not in self._known}
         done = realize(
             self._prepared.model,
             self._prepared.sites,
@@ -73,22 +79,26 @@ class Builder:
             self._track,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
-        layers = {name: self._known[kind, name, form] for name, form in plan.forms.items()}
+        layers = {name: self._known[kind, name, form] for name, form in stored.items()}
         return Build(plan, layers, rewrite(self._prepared.model, self._prepared.sites, layers))
 
     def judged_error(self, build: Build) -> float:
-        """The mean error on the judging batches, in PyTorch."""
+        """The mean error on the judging batches, in PyTorch; of the file, where that computes in int8."""
         return self._error(build, self._judging)
 
     def evaluation_error(self, build: Build) -> float:
-        """The mean error on the evaluation split, in PyTorch."""
+        """Likewise on the evaluation split."""
         return self._error(build, self._prepared.evaluation)
 
     def _error(self, build: Build, batches: Sequence[Batch]) -> float:
-        prepared = self._prepared
-        return mean_error(
-            prepared.model, build.network, self._track(batches, "Measuring", len(batches)), prepared.objective
-        )
+        prepared, shown = self._prepared, self._track(batches, "Measuring", len(batches))
+        if not build.integer_layers:
+            return mean_error(prepared.model, build.network, shown, prepared.objective)
+        path = self.draft.with_name("measured.onnx")
+        self._export(build, path)
+        arrays = (as_arrays(arguments_of(prepared.model, batch)) for batch in shown)
+        objective = prepared.objective
+        return evaluate(path, self._reference, arrays, None, objective, self._provider).mean_error
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
@@ -108,31 +118,25 @@ class Builder:
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file."""
         for _ in self._track([build], "Exporting", 1):
-            metadata = {"svd2onnx.method": build.plan.method}
-            prepared = self._prepared
-            export(
-                build.network,
-                build.layers,
-                prepared.example,
-                prepared.dynamic_shapes,
-                self.as_float,
-                metadata,
-            )
-            if self._activations == "int8":
-                to_integer(self.as_float, self._draft, build.layers, self._statistics)
-        return self._draft.stat().st_size
+            self.as_float = self._export(build, self.draft)
+        return self.draft.stat().st_size
 
-    @property
-    def as_float(self) -> Path:
-        """The draft, or where that computes in int8, the same graph before: what equals the network."""
-        return self._draft if self._activations == "float" else self._draft.with_name("as_float.onnx")
+    def _export(self, build: Build, path: Path) -> Path:
+        """Write to ``path``, and return where the same graph with float activations is."""
+        prepared, integer = self._prepared, build.integer_layers
+        plain = path.with_suffix(".float.onnx") if integer else path
+        metadata = {"svd2onnx.method": build.plan.method}
+        export(build.network, build.layers, prepared.example, prepared.dynamic_shapes, plain, metadata)
+        if integer:
+            to_integer(plain, path, integer, self._statistics)
+        return plain
 
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""
         prepared = self._prepared
         source, batches = prepared.model_file, prepared.evaluation
         return evaluate(
-            self._draft,
+            self.draft,
             self._reference,
             (as_arrays(b) for b in self._track(batches, "Evaluating", len(batches))),
             source.metric,
