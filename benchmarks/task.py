@@ -60,7 +60,8 @@ def load_task(source: Path, data: Path | None, samples: int, graph: Path) -> Tas
     """
     prepared = prepare(source, Settings(calibration_samples=samples), data)
     model, batches = prepared.model, [arguments_of(prepared.model, b) for b in prepared.batches]
-    export_float(model, prepared.example, prepared.dynamic_shapes, graph)
+    # onnxsim quantizes nothing where no shapes are noted, without an error.
+    export_float(model, prepared.example, prepared.dynamic_shapes, graph, with_shapes=True)
     matrices = [weight.const_value for _, weight in linear_nodes(ir.load(graph).graph)]
     linear_weights = sum(math.prod(matrix.shape.numpy()) for matrix in matrices if matrix is not None)
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}

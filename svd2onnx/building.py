@@ -10,10 +10,11 @@ from torch import nn
 
 from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.errors import PlanError
 from svd2onnx.export import export
 from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
-from svd2onnx.loading import Batch, as_arrays
+from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
@@ -32,6 +33,12 @@ class Build:
     layers: Mapping[str, CompressedLayer]
     network: nn.Module
 
+    @property
+    def integer_layers(self) -> dict[str, CompressedLayer]:
+        """Those that compute in int8."""
+        forms = self.plan.forms
+        return {n: layer for n, layer in self.layers.items() if forms[n].activations == "int8"}
+
 
 class Builder:
     """Builds plans of one network; layers that an earlier plan had in the same form are not done again.
@@ -44,8 +51,7 @@ class Builder:
         reference: the float32 file.
         provider: of the sessions that measure.
         track: shows the progress.
-        activations: "float" or "int8": what the MatMuls of the file compute with, see ``integer``.
-        form: how the file is written where they are "float", see ``forms``.
+        form: how the file is written, see ``forms``.
     """
 
     def __init__(
@@ -57,20 +63,29 @@ class Builder:
         reference: Path,
         provider: str,
         track: Track,
-        activations: str = "float",
         form: Form = Form(),  # noqa: B008 (frozen)
     ) -> None:
-        self._activations, self._form = activations, form
-        as_exported = activations == "float" and form == Form()
-        self._plain = draft if as_exported else draft.with_name("plain.onnx")
+        self._form = form
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
-        self._draft, self._reference, self._provider, self._track = draft, reference, provider, track
+        self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
+        self._plain = draft
 
     def build(self, plan: CompressionPlan) -> Build:
-        """The network of ``plan``, in PyTorch."""
+        """The network of ``plan``, in PyTorch.
+
+        Raises:
+            PlanError: a layer computes in int8, and the file has a form in which none can.
+        """
+        integer = [name for name, form in plan.forms.items() if form.activations == "int8"]
+        if integer and self._form != Form():
+            raise PlanError(
+                f"the plan lets {integer[0]!r} compute in int8, which --operator {self._form.operator} with "
+                f"--dtype {self._form.dtype} cannot hold: leave these out, or int8 out of the plan"
+            )
         kind = "article" if plan.method == "svd" else "planned"
-        fresh = {n: form for n, form in plan.forms.items() if (kind, n, form) not in self._known}
+        stored = {name: form.stored for name, form in plan.forms.items()}
+        fresh = {n: form for n, form in stored.items() if (kind, n, form) not in self._known}
         done = realize(
             self._prepared.model,
             self._prepared.sites,
@@ -79,22 +94,26 @@ class Builder:
             self._track,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
-        layers = {name: self._known[kind, name, form] for name, form in plan.forms.items()}
+        layers = {name: self._known[kind, name, form] for name, form in stored.items()}
         return Build(plan, layers, rewrite(self._prepared.model, self._prepared.sites, layers))
 
     def judged_error(self, build: Build) -> float:
-        """The mean error on the judging batches, in PyTorch."""
+        """The mean error on the judging batches, in PyTorch; of the file, where that computes in int8."""
         return self._error(build, self._judging)
 
     def evaluation_error(self, build: Build) -> float:
-        """The mean error on the evaluation split, in PyTorch."""
+        """Likewise on the evaluation split."""
         return self._error(build, self._prepared.evaluation)
 
     def _error(self, build: Build, batches: Sequence[Batch]) -> float:
-        prepared = self._prepared
-        return mean_error(
-            prepared.model, build.network, self._track(batches, "Measuring", len(batches)), prepared.objective
-        )
+        prepared, shown = self._prepared, self._track(batches, "Measuring", len(batches))
+        if not build.integer_layers:
+            return mean_error(prepared.model, build.network, shown, prepared.objective)
+        path = self.draft.with_name("measured.onnx")
+        self._export(build, path)
+        arrays = (as_arrays(arguments_of(prepared.model, batch)) for batch in shown)
+        objective = prepared.objective
+        return evaluate(path, self._reference, arrays, None, objective, self._provider).mean_error
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
@@ -114,34 +133,34 @@ class Builder:
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file."""
         for _ in self._track([build], "Exporting", 1):
-            metadata = {"svd2onnx.method": build.plan.method}
-            prepared = self._prepared
-            export(
-                build.network,
-                build.layers,
-                prepared.example,
-                prepared.dynamic_shapes,
-                self._plain,
-                metadata,
-            )
-            if self._activations == "int8":
-                to_integer(self._plain, self._draft, build.layers, self._statistics)
-            elif self._form != Form():
-                to_form(self._plain, self._draft, self._form)
-        return self._draft.stat().st_size
+            self._plain = self._export(build, self.draft)
+        return self.draft.stat().st_size
+
+    def _export(self, build: Build, path: Path) -> Path:
+        """Write to ``path``, and return where the graph is that it was made of."""
+        prepared, integer = self._prepared, build.integer_layers
+        as_exported = not integer and self._form == Form()
+        plain = path if as_exported else path.with_suffix(".plain.onnx")
+        metadata = {"svd2onnx.method": build.plan.method}
+        export(build.network, build.layers, prepared.example, prepared.dynamic_shapes, plain, metadata)
+        if integer:
+            to_integer(plain, path, integer, self._statistics)
+        elif not as_exported:
+            to_form(plain, path, self._form)
+        return plain
 
     def exact(self) -> Path:
-        """The graph that must equal the network to float rounding.
+        """What must equal the network to float rounding: the draft, where that rounds nothing.
 
-        The draft, where that rounds nothing. In place of one in int8, the graph that it was made of; in place
-        of one in float16 or of MatMulNBits, the same operators in float32 and at the exact accuracy level, so
-        that the packed codes are checked too.
+        In place of one with layers in int8, the graph that it was made of; in place of one in float16 or
+        of MatMulNBits, the same operators in float32 and at the exact accuracy level, so that the packed
+        codes are checked too.
         """
-        if self._activations == "int8" or self._form == Form():
+        if self._form == Form():
             return self._plain
         if self._form == Form("folded"):
-            return self._draft
-        exact = self._draft.with_name("exact.onnx")
+            return self.draft
+        exact = self.draft.with_name("exact.onnx")
         to_form(self._plain, exact, self._form, exact=True)
         return exact
 
@@ -150,7 +169,7 @@ class Builder:
         prepared = self._prepared
         source, batches = prepared.model_file, prepared.evaluation
         return evaluate(
-            self._draft,
+            self.draft,
             self._reference,
             (as_arrays(b) for b in self._track(batches, "Evaluating", len(batches))),
             source.metric,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from svd2onnx.activations import rounding_errors
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.planner import fitting_spec
@@ -42,11 +43,15 @@ _LARGEST_FACTORIZED = 8192
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to store one layer: ``form`` is None for float32. ``size`` counts bytes of all copies."""
+    """One way to store one layer: ``form`` is None for float32. ``size`` counts bytes of all copies.
+
+    ``latency`` is the time of all its calls in ms, 0 where nothing asks for it.
+    """
 
     form: LayerForm | None
     size: int
     error: float
+    latency: float = 0.0
 
 
 def candidates(
@@ -54,6 +59,7 @@ def candidates(
     sites: Sequence[LayerSite],
     statistics: Mapping[str, LayerStatistics],
     dropped: Mapping[str, float] | None = None,
+    activations: Sequence[str] = ("float",),
     track: Track = silent,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
@@ -65,13 +71,14 @@ def candidates(
             one that the first output does not depend on, errors are relative errors of its weight.
         dropped: the measured errors of the network with the outputs of one site constant, as ``drop_errors``
             gives them: no small change, so its prediction is not to be trusted.
+        activations: what a layer may compute with.
         track: shows the progress.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
     def price(site: LayerSite) -> list[Candidate]:
         least = (dropped or {}).get(site.name, 0.0)
-        return _priced(weight_of(model, site), site, statistics.get(site.name), least)
+        return _priced(weight_of(model, site), site, statistics.get(site.name), least, activations)
 
     results = track(map_layers(price, usable), "Pricing candidates", len(usable))
     return {site.name: priced for site, priced in zip(usable, results, strict=True)}
@@ -89,7 +96,11 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
 
 
 def _priced(
-    weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, dropped: float
+    weight: Tensor,
+    site: LayerSite,
+    statistics: LayerStatistics | None,
+    dropped: float,
+    activations: Sequence[str],
 ) -> list[Candidate]:
     forms = forms_of(site)
     predict: Predictor = RelativeChange(weight)
@@ -103,10 +114,24 @@ def _priced(
         Candidate(form, layer.stored_bytes * site.copies, error)
         for form, layer, error in zip(forms, layers, _errors(predict, weight, layers), strict=True)
     ]
-    worst = priced[-1]
-    if worst.form == LayerForm():
-        priced[-1] = replace(worst, error=max(worst.error, dropped))
-    return [Candidate(None, site.float_bytes, 0.0), *priced]
+    if priced and priced[-1].form == LayerForm():
+        priced[-1] = replace(priced[-1], error=max(priced[-1].error, dropped))
+    whole = Candidate(None, site.float_bytes, 0.0)
+    if site.kind == "embedding" or "int8" not in activations:
+        return [whole, *priced]
+    integer = _in_int8(priced, rounding_errors(weight, layers, statistics))
+    if "float" not in activations:
+        priced = [c for c in priced if c.form == LayerForm()]
+    return [whole, *priced, *integer]
+
+
+def _in_int8(priced: Sequence[Candidate], rounding: Sequence[float]) -> list[Candidate]:
+    """Those of ``priced`` that multiply, with int8 activations; rounding inputs adds to their errors."""
+    return [
+        Candidate(replace(c.form, activations="int8"), c.size, c.error + extra)
+        for c, extra in zip(priced, rounding, strict=True)
+        if c.form is not None and c.form.specs
+    ]
 
 
 def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer]) -> list[float]:

@@ -1,24 +1,31 @@
-"""From the settings to a goal: a rule that gives one plan, or candidates and a size or fidelity to reach."""
+"""From the settings to a goal: a rule that gives one plan, or candidates and what to reach with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from svd2onnx.agreement import drop_errors, error_count
 from svd2onnx.calibrate import LayerStatistics, first_rows
 from svd2onnx.candidates import BLOCKS, Candidate, candidates
+from svd2onnx.clock import Clock
 from svd2onnx.errors import PlanError
-from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, SizeGoal, allowed_error
+from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
 from svd2onnx.loading import Batch
-from svd2onnx.planner import article_plan, uniform_plan
+from svd2onnx.planner import article_plan, uniform_plan, with_activations
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
 
 _DROP_ERRORS = 8
+INT8_ON_CPU = (
+    "int8 activations are for the CPU: {} has no kernel for MatMulInteger and would run it there; "
+    "use --provider cpu or --activations float"
+)
+GoalWithin = Callable[[float], Goal]
+"""The goal, given what all layers together may take in ms."""
 
 
 def choose_goal(
@@ -27,31 +34,52 @@ def choose_goal(
     statistics: Mapping[str, LayerStatistics],
     judging: Sequence[Batch],
     float_bytes: int,
+    provider: str,
+    clock: Clock | None,
     track: Track,
-) -> Goal:
-    """What ``settings`` ask for, for a float32 file of ``float_bytes``.
+) -> GoalWithin:
+    """What ``settings`` ask for, for a float32 file of ``float_bytes``; ``clock`` where they ask for speed.
 
     Raises:
         PlanError: there is nothing to compress, or the goal or the plan cannot be.
     """
-    model, sites = prepared.model, prepared.sites
+    sites = prepared.sites
     if all(site.skip_reason for site in sites):
         raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
-    if settings.plan is not None:
-        return GivenPlan(read_plan(settings.plan, prepared))
-    if settings.method == "svd":
-        if not statistics:
-            raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
-        return GivenPlan(article_plan(model, sites, statistics, settings.spec, settings.epsilon, track))
-    if settings.method == "quantize":
-        return GivenPlan(uniform_plan(sites, settings.spec))
-    uniform = uniform_plans(sites)
-    menu = priced_menu(prepared, statistics, judging, track)
+    given = _given_plan(prepared, settings, statistics, track)
+    if given is not None:
+        if settings.activations != "auto":
+            given = with_activations(given, sites, settings.activations)
+        if provider != "cpu" and any(form.activations == "int8" for form in given.forms.values()):
+            raise PlanError(INT8_ON_CPU.format(provider))
+        return lambda _allowed: GivenPlan(given)
+    activations = settings.choice_of_activations(provider)
+    uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
+    menu = priced_menu(prepared, statistics, judging, activations, track)
+    if clock is not None:
+        menu = clock.timed(menu)
     if settings.min_fidelity is not None:
-        largest = allowed_error(prepared.objective, settings.min_fidelity)
-        return FidelityGoal(menu, uniform, largest, settings.min_fidelity)
+        asked, largest = settings.min_fidelity, allowed_error(prepared.objective, settings.min_fidelity)
+        return lambda allowed: FidelityGoal(menu, uniform, largest, asked, allowed)
+    if settings.target_size is None and clock is not None:
+        return lambda allowed: LatencyGoal(menu, uniform, allowed)
     target = target_bytes(settings.target_size or DEFAULT_TARGET, float_bytes)
-    return SizeGoal(menu, uniform, float_bytes, target)
+    return lambda allowed: SizeGoal(menu, uniform, float_bytes, target, allowed)
+
+
+def _given_plan(
+    prepared: Prepared, settings: Settings, statistics: Mapping[str, LayerStatistics], track: Track
+) -> CompressionPlan | None:
+    """The plan of a file or of a rule; None where one is to be chosen from candidates."""
+    if settings.plan is not None:
+        return read_plan(settings.plan, prepared)
+    if settings.method == "quantize":
+        return uniform_plan(prepared.sites, settings.spec)
+    if settings.method == "auto":
+        return None
+    if not statistics:
+        raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
+    return article_plan(prepared.model, prepared.sites, statistics, settings.spec, settings.epsilon, track)
 
 
 def uniform_plans(sites: Sequence[LayerSite]) -> list[CompressionPlan]:
@@ -63,6 +91,7 @@ def priced_menu(
     prepared: Prepared,
     statistics: Mapping[str, LayerStatistics],
     judging: Sequence[Batch],
+    activations: Sequence[str],
     track: Track,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
@@ -72,7 +101,7 @@ def priced_menu(
     few = first_rows(judging[0], -(-_DROP_ERRORS // each))
     means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
     dropped = drop_errors(model, means, few, prepared.objective, track)
-    return candidates(model, prepared.sites, statistics, dropped, track)
+    return candidates(model, prepared.sites, statistics, dropped, activations, track)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:

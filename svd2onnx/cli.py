@@ -84,6 +84,22 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="auto: the smallest file of at least this fidelity; 1 is a perfect copy.",
         ),
         click.option(
+            "--target-latency", metavar="TIME",
+            help="auto: at most so much time, as 0.5x of float32 or 12ms, on --provider with --threads.",
+        ),
+        click.option(
+            "--batch", type=click.IntRange(1), default=1, show_default=True,
+            help="Batch that --target-latency is for.",
+        ),
+        click.option(
+            "--sequence", type=click.IntRange(1), default=128, show_default=True,
+            help="Length of texts that --target-latency is for: the dynamic dimension \"sequence\".",
+        ),
+        click.option(
+            "--latency-table", type=_PATH,
+            help="OUTPUT.latency.json of an earlier run on this machine, so as not to time layers again.",
+        ),
+        click.option(
             "--plan", type=_PATH, help="Store the layers as this file says (OUTPUT.plan.json, edited)."
         ),
         click.option(
@@ -99,8 +115,9 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="svd: largest relative output error of a layer.",
         ),
         click.option(
-            "--activations", type=click.Choice(["float", "int8"]), default="float", show_default=True,
-            help="What MatMuls compute with; int8 is faster on CPUs at many rows, and rounds more.",
+            "--activations", type=click.Choice(["auto", "float", "int8"]), default="auto", show_default=True,
+            help="What MatMuls compute with; int8 is faster on CPUs at many rows, and rounds more. "
+            "auto chooses for each layer if there is a --target-latency, and is float if not.",
         ),
         click.option(
             "--operator", type=click.Choice(["dequantize", "folded", "matmulnbits"]), default="dequantize",

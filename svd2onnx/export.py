@@ -33,14 +33,25 @@ LARGEST_FILE = 2**31 - 1
 
 
 def export_float(
-    model: nn.Module, example: Mapping[str, Tensor], dynamic_shapes: DynamicShapes, path: Path
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    dynamic_shapes: DynamicShapes,
+    path: Path,
+    *,
+    with_shapes: bool = False,
 ) -> None:
     """Write ``model`` as it is: the float32 reference.
+
+    As in compressed files, the shapes of values are left out, unless ``with_shapes``: onnxruntime 1.31 runs
+    some float graphs slower where they are noted, and the difference shall be that of the compression alone.
 
     Raises:
         ExportError: the exporter cannot express the network.
     """
-    _save(_to_onnx(model, example, dynamic_shapes, OPSET), path)
+    exported = _to_onnx(model, example, dynamic_shapes, OPSET)
+    if not with_shapes:
+        drop_inferable(exported)
+    _save(exported, path)
 
 
 def export(
@@ -74,10 +85,15 @@ def export(
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
     onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
-    plan_again(onnx_model, [matmul.to_json() for matmul in planned])
+    list_matmuls(onnx_model, planned)
     drop_inferable(onnx_model)
     _save(onnx_model, path)
     return planned
+
+
+def list_matmuls(model: ir.Model, matmuls: Sequence[FusedMatMul]) -> None:
+    """Note in the file's metadata which MatMuls are quantized, for ``svd2onnx_runtime.certify``."""
+    plan_again(model, [matmul.to_json() for matmul in matmuls])
 
 
 def opset_for(layers: Mapping[str, CompressedLayer]) -> int:

@@ -1,18 +1,22 @@
-"""What the user wants of the file, and the plan that reaches it: a size, a fidelity, or a given plan.
+"""What the user wants of the file, and the plan that reaches it: a size, a fidelity, a latency, a given plan.
 
 A goal proposes a plan; the pipeline realizes and exports it and tells the outcome; the goal answers with a
 better plan, or with None when it is content. Sizes are those of the finished file, which nobody knows
-before it is written, and fidelities those that a session measures, which the prediction approaches.
+before it is written, and fidelities those that a session measures, which the prediction approaches. A goal
+with a limit of time keeps to it as predicted; what is measured in the end, and whether to ask again for less,
+is the pipeline's business.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from svd2onnx.candidates import Candidate
+from svd2onnx.deadline import TimedFrontier, TimedOption
 from svd2onnx.errors import PlanError
 from svd2onnx.knapsack import Frontier, Option
 from svd2onnx.schema import CompressionPlan
@@ -22,6 +26,7 @@ _NEAR = 0.002
 """A file may stay below its target size by this share of what its layers take, if rounds are left."""
 _CLOSE = 0.85
 """A measured error of so much of what is allowed is worth no further round."""
+_ASK_LESS = "allow more time, or more of the rest"
 _NOTHING = 1e-12
 """No plan is aimed at a smaller predicted error."""
 
@@ -70,16 +75,31 @@ class GivenPlan:
 
 
 class _Planned:
-    """What goals with a menu share: ``menu`` are each layer's candidates, ``uniform`` the plans to beat."""
+    """What goals with a menu share.
 
-    def __init__(self, menu: Mapping[str, Sequence[Candidate]], uniform: Sequence[CompressionPlan]) -> None:
-        self._menu, self._uniform = menu, uniform
-        self._frontier = Frontier(
-            [[Option(candidate.size, candidate.error) for candidate in options] for options in menu.values()]
-        )
+    Args:
+        menu: each layer's candidates.
+        uniform: the plans to beat.
+        allowed_ms: what all layers together may take, by the candidates' latencies.
+    """
+
+    def __init__(
+        self,
+        menu: Mapping[str, Sequence[Candidate]],
+        uniform: Sequence[CompressionPlan],
+        allowed_ms: float = math.inf,
+    ) -> None:
+        self._menu, self._uniform, self._allowed_ms = menu, uniform, allowed_ms
+        self._frontier: Frontier | TimedFrontier
+        if allowed_ms == math.inf:
+            self._frontier = Frontier([[Option(c.size, c.error) for c in o] for o in menu.values()])
+        else:
+            self._frontier = TimedFrontier(
+                [[TimedOption(c.size, c.error, c.latency) for c in o] for o in menu.values()], allowed_ms
+            )
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
-        return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu))
+        return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu), self._allowed_ms)
 
 
 class SizeGoal(_Planned):
@@ -91,8 +111,9 @@ class SizeGoal(_Planned):
         uniform: Sequence[CompressionPlan],
         float_bytes: int,
         target: int,
+        allowed_ms: float = math.inf,
     ) -> None:
-        super().__init__(menu, uniform)
+        super().__init__(menu, uniform, allowed_ms)
         self._float_bytes, self._target = float_bytes, target
         self._overhead = float_bytes - sum(_float_size(options) for options in menu.values())
         self._tried: list[CompressionPlan] = []
@@ -101,6 +122,8 @@ class SizeGoal(_Planned):
         plan = self._within(self._target - self._overhead)
         if plan is None:
             least = self._overhead + sum(min(c.size for c in options) for options in self._menu.values())
+            if least <= self._target:
+                raise PlanError(f"no plan is both as fast and as small as asked: {_ASK_LESS}")
             raise PlanError(
                 f"a file of {self._target:,} bytes cannot be reached: the smallest has about {least:,} "
                 f"({least / self._float_bytes:.3f}x), the float32 one {self._float_bytes:,}; "
@@ -137,8 +160,9 @@ class FidelityGoal(_Planned):
         uniform: Sequence[CompressionPlan],
         largest: float,
         asked: float,
+        allowed_ms: float = math.inf,
     ) -> None:
-        super().__init__(menu, uniform)
+        super().__init__(menu, uniform, allowed_ms)
         self._largest, self._asked = largest, asked
         self._aim = largest
         self._reached: tuple[int, CompressionPlan] | None = None
@@ -147,7 +171,8 @@ class FidelityGoal(_Planned):
 
     def first(self) -> CompressionPlan:
         plan = _plan_of(self._menu, self._frontier.least_size(self._aim))
-        assert plan is not None  # float layers have no error
+        if plan is None:  # float layers have no error, so it is the time
+            raise PlanError(f"no plan is both as fast and as faithful as asked: {_ASK_LESS}")
         return plan
 
     def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
@@ -181,6 +206,24 @@ class FidelityGoal(_Planned):
         return None if best is plan else best
 
 
+class LatencyGoal(_Planned):
+    """The least predicted error of a file, of any size, whose layers take ``allowed_ms``."""
+
+    def first(self) -> CompressionPlan:
+        plan = _plan_of(
+            self._menu, self._frontier.least_loss(sum(_float_size(o) for o in self._menu.values()))
+        )
+        if plan is None:
+            raise PlanError("no plan is as fast as asked; allow more time")
+        return plan
+
+    def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
+        return None
+
+    def rival(self, plan: CompressionPlan) -> Rival | None:
+        return best_uniform(self._uniform, self._menu, sys.maxsize, self._allowed_ms)
+
+
 def allowed_error(objective: str, fidelity: float) -> float:
     """The mean error that a fidelity allows, see ``svd2onnx_runtime.objectives``.
 
@@ -198,17 +241,24 @@ def stored_bytes(plan: CompressionPlan, menu: Mapping[str, Sequence[Candidate]])
 
 
 def best_uniform(
-    plans: Sequence[CompressionPlan], menu: Mapping[str, Sequence[Candidate]], budget: int
+    plans: Sequence[CompressionPlan],
+    menu: Mapping[str, Sequence[Candidate]],
+    budget: int,
+    allowed_ms: float = math.inf,
 ) -> Rival:
-    """The uniform plan of the least predicted error within ``budget`` stored bytes, else the smallest."""
+    """The uniform plan of the least predicted error within ``budget`` stored bytes and ``allowed_ms``.
+
+    Where none keeps both limits, it is the one that exceeds the bytes least.
+    """
     priced = []
     for plan in plans:
         chosen = {name: _candidate(options, plan, name) for name, options in menu.items()}
         errors = {name: c.error for name, c in chosen.items() if c.form}
-        size = sum(c.size for c in chosen.values())
-        priced.append((size, CompressionPlan(plan.method, plan.forms, plan.notes, errors)))
-    fitting = [(plan.predicted_error or 0.0, plan) for size, plan in priced if size <= budget]
-    pool = fitting or priced
+        size, time = sum(c.size for c in chosen.values()), sum(c.latency for c in chosen.values())
+        excess = max(size - budget, 0), max(time - allowed_ms, 0.0)
+        priced.append((excess, CompressionPlan(plan.method, plan.forms, plan.notes, errors)))
+    fitting = [(plan.predicted_error or 0.0, plan) for excess, plan in priced if excess == (0, 0)]
+    pool = fitting or [(excess[0], plan) for excess, plan in priced]
     return Rival(min(pool, key=lambda entry: entry[0])[1], bool(fitting))
 
 

@@ -4,11 +4,7 @@
 
 The file still holds W in 8, 4 or 2 bits: its int8 form, with one scale for each output, follows from the
 codes by nodes that onnxruntime folds when it loads the file. x is rounded on each call, with one scale and
-one zero point for all of it (DynamicQuantizeLinear), so channels that are much larger than the others would
-leave those few steps. Hence d, the root of each channel's RMS over calibration inputs: what x loses in
-range, W takes over.
-
-Source: SmoothQuant (Xiao et al., arXiv 2211.10438), with RMS in place of maxima and without the range of W.
+one zero point for all of it (DynamicQuantizeLinear); ``activations`` says what d evens out.
 """
 
 from __future__ import annotations
@@ -18,20 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
 from svd2onnx import nodes
+from svd2onnx.activations import LARGEST, divisors, input_rms
 from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import drop_inferable
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 from svd2onnx.stored import plan_again, planned
 
-_LARGEST = 127.0
 _TINY = 1e-30
-_FLOOR = 1e-3
-"""Of the mean RMS: channels that calibration hardly saw are not blown up."""
 
 
 def to_integer(
@@ -40,24 +33,24 @@ def to_integer(
     layers: Mapping[str, CompressedLayer],
     statistics: Mapping[str, LayerStatistics],
 ) -> None:
-    """Write the graph at ``source``, as ``export`` made it, to ``output`` in its int8 form.
+    """Write the graph at ``source``, as ``export`` made it, to ``output`` with ``layers`` in their int8 form.
 
     Args:
         source: its metadata name the MatMuls.
         output: may be ``source``.
-        layers: the compressed layers that it holds.
+        layers: those of its compressed layers that shall compute in int8; the others stay as they are.
         statistics: of their inputs; where they are missing, all channels are alike.
     """
     model = ir.load(source)
     entries = planned(model)
-    by_node = {entry["node"]: entry for entry in entries}
-    rms = _input_rms(layers, statistics)
+    by_node = {entry["node"]: entry for entry in entries if entry["layer"] in layers}
+    rms = {name: input_rms(layer, statistics.get(name)) for name, layer in layers.items()}
     activations: dict[ir.Value, _Activations] = {}
     for node in [node for node in model.graph if node.name in by_node]:
         entry, x = by_node[node.name], node.inputs[0]
         assert x is not None
         if x not in activations:
-            activations[x] = _Activations(model.graph, node, x, rms.get((entry["layer"], entry["factor"])))
+            activations[x] = _Activations(model.graph, node, x, rms[entry["layer"]].get(entry["factor"]))
         tensor = getattr(layers[entry["layer"]], entry["factor"])
         _multiply(model.graph, node, tensor, activations[x])
         entry["activations"] = "int8"
@@ -67,30 +60,13 @@ def to_integer(
     ir.save(model, output)
 
 
-def _input_rms(
-    layers: Mapping[str, CompressedLayer], statistics: Mapping[str, LayerStatistics]
-) -> dict[tuple[str, str], Tensor]:
-    """The RMS of every input channel of the MatMuls of ``layers``, float64, by layer and factor."""
-    rms = {}
-    for name, layer in layers.items():
-        own = statistics.get(name)
-        if layer.is_table or own is None or own.covariance is None or own.mean is None:
-            continue
-        covariance, mean = own.covariance.double(), own.mean.double()
-        rms[name, "dense"] = rms[name, "right"] = (covariance.diagonal() + mean.square()).sqrt()
-        if layer.right is not None:
-            right = layer.right.dequantize().double()
-            rms[name, "left"] = ((right @ covariance * right).sum(1) + (right @ mean).square()).sqrt()
-    return rms
-
-
 class _Activations:
     """What MatMuls of one input share: x / d as uint8, its scale and zero point, and d itself."""
 
     def __init__(self, graph: ir.Graph, first: ir.Node, x: ir.Value, rms: Tensor | None) -> None:
         self.divisors, self.uneven = None, None
         if rms is not None:
-            self.divisors = _divisors(rms)
+            self.divisors = divisors(rms).numpy()[:, None]
             inverse = nodes.initializer(graph, f"{x.name}.even", 1 / self.divisors[:, 0], ir.DataType.FLOAT)
             self.uneven = nodes.initializer(graph, f"{x.name}.uneven", self.divisors, ir.DataType.FLOAT)
             x = nodes.insert(graph, first, "Mul", [x, inverse], f"{x.name}.evened")
@@ -99,13 +75,6 @@ class _Activations:
             output.name = f"{x.name}.{part}"
         graph.insert_before(first, quantize)
         self.codes, self.scale, self.zero = quantize.outputs
-
-
-def _divisors(rms: Tensor) -> np.ndarray:
-    """d [k, 1], float32, of geometric mean 1."""
-    root = rms.clamp_min(max(_FLOOR * float(rms.mean()), _TINY)).sqrt()
-    evened: np.ndarray = (root / root.log().mean().exp()).to(torch.float32).numpy()[:, None]
-    return evened
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, tensor: QuantizedTensor, x: _Activations) -> None:
@@ -137,7 +106,7 @@ def _integer_weight(
     weight = tensor.dequantize().T.numpy()
     if x.divisors is not None:
         weight = weight * x.divisors
-    largest = np.maximum(np.abs(weight).max(axis=0) / _LARGEST, _TINY)
+    largest = np.maximum(np.abs(weight).max(axis=0) / LARGEST, _TINY)
     # Rounded up, so that no code exceeds the largest.
     scale = nodes.initializer(graph, f"{name}.columns", largest, ir.DataType.FLOAT)
     wide = nodes.cast_float(graph, node, codes, f"{name}.wide")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_STATES = 1 << 15
+STATES = 1 << 15
 _ROUNDING = 1e-12
 """Relative; sums of the same losses in another order differ so much."""
 
@@ -35,9 +35,12 @@ class Option:
 
 
 class Frontier:
-    """The efficient ways to choose one option for each of ``items``, by rising size and falling loss."""
+    """The efficient ways to choose one option for each of ``items``, by rising size and falling loss.
 
-    def __init__(self, items: Sequence[Sequence[Option]]) -> None:
+    Not many more than ``states`` of them are kept.
+    """
+
+    def __init__(self, items: Sequence[Sequence[Option]], states: int = STATES) -> None:
         self._size = np.array([sum(min(o.size for o in options) for options in items)])
         self._loss = np.zeros(1)
         self._steps: list[tuple[Array, Array]] = []
@@ -48,7 +51,7 @@ class Frontier:
             # States count the smallest option of each item to come, so that their sizes are of one scale.
             sizes = (self._size[:, None] + (size[useful] - size.min())).ravel()
             losses = (self._loss[:, None] + loss[useful]).ravel()
-            kept = _thinned(sizes, _efficient(sizes, losses))
+            kept = _thinned(sizes, _efficient(sizes, losses), states)
             self._size, self._loss = sizes[kept], losses[kept]
             self._steps.append(
                 ((kept // useful.size).astype(np.int32), useful[kept % useful.size].astype(np.int32))
@@ -83,13 +86,13 @@ def _efficient(size: Array, loss: Array) -> Array:
     return order[better]
 
 
-def _thinned(size: Array, states: Array) -> Array:
-    """At most ``_STATES`` and one of ``states``: the least loss in each of as many equal ratios of size."""
-    if states.size <= _STATES:
-        return states
-    scale = np.log(np.maximum(size[states], 1))
-    cells = np.floor((scale - scale[0]) * ((_STATES - 1) / (scale[-1] - scale[0]))).astype(int)
+def _thinned(size: Array, efficient: Array, states: int) -> Array:
+    """At most ``states`` and one of ``efficient``: the least loss in each of as many equal ratios of size."""
+    if efficient.size <= states:
+        return efficient
+    scale = np.log(np.maximum(size[efficient], 1))
+    cells = np.floor((scale - scale[0]) * ((states - 1) / (scale[-1] - scale[0]))).astype(int)
     last = np.append(cells[1:] != cells[:-1], True)
     last[0] = True  # the smallest of all decides whether a budget can be met
-    thinned: Array = states[last]
+    thinned: Array = efficient[last]
     return thinned

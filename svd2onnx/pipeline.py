@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,8 @@ import torch
 
 from svd2onnx.building import Build, Builder
 from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws, without_probes
-from svd2onnx.choosing import choose_goal
+from svd2onnx.choosing import INT8_ON_CPU, GoalWithin, choose_goal
+from svd2onnx.clock import Clock, read_table, start_clock, target_ratio
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float
 from svd2onnx.goals import Goal, Outcome, Rival
@@ -25,6 +27,7 @@ from svd2onnx.report import (
     Choice,
     CompressionReport,
     LayerReport,
+    Speed,
     file_digest,
     tool_versions,
 )
@@ -36,6 +39,8 @@ from svd2onnx_runtime import certify
 from svd2onnx_runtime.session import resolve_provider
 
 BENCH_BATCHES = (1, 8)
+_TIGHTENINGS = 4
+_MARGIN = 0.99
 
 
 def compress_export(
@@ -58,35 +63,29 @@ def compress_export(
     started = time.perf_counter()
     provider = resolve_provider(settings.provider)
     if settings.activations == "int8" and provider != "cpu":
-        raise PlanError(
-            f"--activations int8 is for the CPU: {provider} has no kernel for MatMulInteger and would run it "
-            "there; add --provider cpu or leave it out"
-        )
-    beside = (Path(f"{output}.report.json"), Path(f"{output}.plan.json"))
-    kept = (reference,) if reference else ()
-    with staged(output, *beside, *kept) as drafts, _plain_attention():
+        raise PlanError(INT8_ON_CPU.format(provider))
+    table = read_table(settings.latency_table, provider, settings.threads)
+    beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
+    timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
+    kept = [reference] if reference else []
+    with staged(output, *beside, *timed, *kept) as drafts, _plain_attention():
         draft, report_draft, plan_draft = drafts[:3]
-        float_draft = drafts[3] if reference else draft.with_name("float32.onnx")
+        float_draft = drafts[-1] if reference else draft.with_name("float32.onnx")
         prepared = prepare(source, settings, data, track)
         model = prepared.model
         export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
         fit, judging = hold_out(prepared.batches)
         statistics = gather_statistics(prepared, settings, fit, judging, track)
-        goal = choose_goal(prepared, settings, statistics, judging, float_draft.stat().st_size, track)
+        clock = None
+        if settings.target_latency:
+            choices = settings.choice_of_activations(provider)
+            clock = start_clock(prepared, float_draft, settings.sizes, choices, table, track)
+            drafts[3].write_text(clock.times.table.to_json())
+        float_bytes = float_draft.stat().st_size
+        goal = choose_goal(prepared, settings, statistics, judging, float_bytes, provider, clock, track)
         statistics = without_probes(statistics)
-        builder = Builder(
-            prepared,
-            statistics,
-            judging,
-            draft,
-            float_draft,
-            provider,
-            track,
-            settings.activations,
-            settings.form,
-        )
-        build = reach(goal, builder)
-        build, choice = better_of(build, goal.rival(build.plan), builder)
+        builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track, settings.form)
+        build, choice, speed = settle(goal, builder, clock, settings.target_latency)
         if settings.recover:
             build = builder.recovered(build, settings.recover)
             builder.write(build)
@@ -100,10 +99,11 @@ def compress_export(
             output=str(output),
             method=build.plan.method,
             settings=asdict(settings),
-            float_bytes=float_draft.stat().st_size,
+            float_bytes=float_bytes,
             file_bytes=draft.stat().st_size,
             predicted_error=predicted_error(build.plan, choice),
             choice=choice,
+            speed=speed,
             strict_relative_error=strict.relative_error,
             strict_fidelity=strict.fidelity,
             strict_error=strict.mean_error,
@@ -139,6 +139,34 @@ def gather_statistics(
         objective,
         track(judging, "Probing", len(judging)) if priced else (),
         probe_draws(judging),
+    )
+
+
+def settle(
+    goal: GoalWithin, builder: Builder, clock: Clock | None, target: str | None
+) -> tuple[Build, Choice | None, Speed | None]:
+    """Build the goal's plan, or a better uniform one; where there is a clock, within ``target`` of its time.
+
+    A file that is measured to be slower than predicted, and too slow, is planned anew for less time.
+
+    Raises:
+        PlanError: no plan was measured to be fast enough.
+    """
+    if clock is None or target is None:
+        build = reach(goal(math.inf), builder)
+        return *better_of(build, goal(math.inf).rival(build.plan), builder), None
+    asked = aim = target_ratio(target, clock.float_ms)
+    for _ in range(_TIGHTENINGS):
+        within = goal(clock.allowed_ms(aim))
+        build = reach(within, builder)
+        build, choice = better_of(build, within.rival(build.plan), builder)
+        speed = Speed(clock.predicted_ratio(build.plan), clock.measured_ratio(builder.draft), asked)
+        if speed.measured <= asked:
+            return build, choice, speed
+        aim *= _MARGIN * asked / speed.measured
+    raise PlanError(
+        f"a latency of {asked:.2f} of float32's was not reached: the last of {_TIGHTENINGS} plans takes "
+        f"{speed.measured:.2f}; ask for less, or for less of the rest"
     )
 
 
@@ -209,7 +237,7 @@ def layer_reports(
             name=site.name,
             kind=site.kind,
             shape=site.shape,
-            form=str(layer.form) if layer else "float",
+            form=str(plan.forms[site.name]) if layer else "float",
             float_bytes=site.float_bytes,
             stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
             note=site.skip_reason or plan.notes.get(site.name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -31,6 +32,16 @@ def uniform_plan(sites: Sequence[LayerSite], spec: QuantSpec) -> CompressionPlan
             notes[site.name] = f"{own} in place of {spec}, which its shape {site.shape} does not allow"
         forms[site.name] = form
     return CompressionPlan("quantize", forms, notes)
+
+
+def with_activations(plan: CompressionPlan, sites: Sequence[LayerSite], activations: str) -> CompressionPlan:
+    """``plan`` with every layer that multiplies computing with ``activations``."""
+    multiply = {site.name for site in sites if site.kind != "embedding"}
+    forms = {
+        name: replace(form, activations=activations) if name in multiply and form.specs else form
+        for name, form in plan.forms.items()
+    }
+    return replace(plan, forms=forms)
 
 
 def article_plan(

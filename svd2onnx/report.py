@@ -49,6 +49,15 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Latency over that of the float32 graph: planned from the layers' times, measured, and asked for."""
+
+    predicted: float
+    measured: float
+    asked: float
+
+
+@dataclass(frozen=True)
 class LatencyReport:
     """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process)."""
 
@@ -74,6 +83,7 @@ class CompressionReport:
     file_bytes: int
     predicted_error: float | None
     choice: Choice | None
+    speed: Speed | None
     strict_relative_error: float
     strict_fidelity: float
     strict_error: float

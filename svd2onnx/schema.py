@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ BITS = (8, 4, 2)
 """Code widths that ONNX has a signed integer type for (int8, int4, int2)."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
+ACTIVATIONS = ("float", "int8")
+"""What a layer's MatMuls compute with, see ``integer``."""
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 
@@ -130,14 +132,18 @@ class QuantizedTensor:
 class LayerForm:
     """How one layer is stored: a dense quantized term, a low-rank pair, both, or neither.
 
-    ``LayerForm()`` has no term: the layer's output is its bias alone (rank 0).
+    ``LayerForm()`` has no term: the layer's output is its bias alone (rank 0). ``activations`` say what the
+    MatMuls compute with, which the stored tensors do not depend on.
     """
 
     dense: QuantSpec | None = None
     rank: int = 0
     factors: QuantSpec | None = None
+    activations: str = "float"
 
     def __post_init__(self) -> None:
+        if self.activations not in ACTIVATIONS:
+            raise PlanError(f"activations must be one of {ACTIVATIONS}, not {self.activations!r}")
         if (self.rank > 0) != (self.factors is not None):
             raise PlanError(
                 f"a low-rank pair needs both a rank and the bits of its factors, "
@@ -159,6 +165,8 @@ class LayerForm:
         if site.kind == "embedding":
             if self.factors or not self.dense:
                 return "a table has a dense term and no pair"
+            if self.activations != "float":
+                return "a table is looked up and multiplies nothing"
             if columns % self.dense.block_size:
                 return f"its rows of {columns} are not whole blocks of {self.dense.block_size}"
             return None
@@ -173,11 +181,17 @@ class LayerForm:
     def specs(self) -> tuple[QuantSpec, ...]:
         return tuple(spec for spec in (self.dense, self.factors) if spec)
 
+    @property
+    def stored(self) -> LayerForm:
+        """This form with float activations: what the stored tensors depend on."""
+        return replace(self, activations="float")
+
     def __str__(self) -> str:
         terms = [str(self.dense)] if self.dense else []
         if self.factors:
             terms.append(f"rank {self.rank} {self.factors}")
-        return " + ".join(terms) or "rank 0"
+        activations = "" if self.activations == "float" else f", {self.activations} activations"
+        return (" + ".join(terms) or "rank 0") + activations
 
     def to_json(self) -> dict[str, Any]:
         def spec(value: QuantSpec) -> dict[str, int]:
@@ -188,13 +202,15 @@ class LayerForm:
             record["dense"] = spec(self.dense)
         if self.factors:
             record |= {"rank": self.rank, "factors": spec(self.factors)}
+        if self.activations != "float":
+            record["activations"] = self.activations
         return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LayerForm:
-        unknown = set(record) - {"dense", "rank", "factors"}
+        unknown = set(record) - {"dense", "rank", "factors", "activations"}
         if unknown:
-            raise PlanError(f"a layer form has dense, rank and factors, not {sorted(unknown)}")
+            raise PlanError(f"a layer form has dense, rank, factors and activations, not {sorted(unknown)}")
         dense, factors, rank = record.get("dense"), record.get("factors"), record.get("rank", 0)
         if not isinstance(rank, int):
             raise PlanError(f"the rank must be a whole number, not {rank!r}")
@@ -202,6 +218,7 @@ class LayerForm:
             dense=QuantSpec(**dense) if dense else None,
             rank=rank,
             factors=QuantSpec(**factors) if factors else None,
+            activations=record.get("activations", "float"),
         )
         # 4.0 and True equal integers, but are none where codes are counted.
         numbers = [rank, *(number for spec in form.specs for number in (spec.bits, spec.block_size))]

@@ -11,7 +11,7 @@ from svd2onnx.errors import PlanError
 from svd2onnx.schema import QuantSpec
 
 METHODS = ("auto", "quantize", "svd")
-ACTIVATIONS = ("float", "int8")
+ACTIVATIONS = ("auto", "float", "int8")
 OPERATORS = ("dequantize", "folded", "matmulnbits")
 DTYPES = ("float32", "float16")
 DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
@@ -44,11 +44,15 @@ class Settings:
     method: str = "auto"
     target_size: str | None = None
     min_fidelity: float | None = None
+    target_latency: str | None = None
+    latency_table: Path | None = None
+    batch: int = 1
+    sequence: int = 128
     plan: Path | None = None
     bits: int = 4
     block_size: int | None = None
     epsilon: float = 0.1
-    activations: str = "float"
+    activations: str = "auto"
     operator: str = "dequantize"
     dtype: str = "float32"
     recover: int = 0
@@ -72,13 +76,32 @@ class Settings:
                 "--activations int8 is a form of its own, MatMulInteger on float32 activations: "
                 f"leave it out, or --operator {self.operator} and --dtype {self.dtype}"
             )
+        if self.target_latency and self.form not in (Form(), Form("matmulnbits")):
+            raise PlanError(
+                "--target-latency plans for fused kernels in float32, not for "
+                f"--operator {self.operator} with --dtype {self.dtype}: leave them out, or the target"
+            )
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
         if len(goals) > 1:
             raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")
-        if goals and self.method != "auto":
+        if self.plan is not None and self.target_latency is not None:
+            raise PlanError("--plan says all of a plan already: leave out --target-latency")
+        if (goals or self.target_latency) and self.method != "auto":
             raise PlanError(
                 f"--method {self.method} has a rule of its own: leave it out to give a goal or a plan"
             )
+
+    def choice_of_activations(self, provider: str) -> tuple[str, ...]:
+        """What planned layers may compute with: either, where time counts and the provider can do both."""
+        if self.activations != "auto":
+            return (self.activations,)
+        both = self.target_latency and provider == "cpu" and self.form == Form()
+        return ("float", "int8") if both else ("float",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the dynamic dimensions of the inputs that latency is planned for."""
+        return {"batch": self.batch, "sequence": self.sequence}
 
     @property
     def form(self) -> Form:

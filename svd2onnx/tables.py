@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -42,6 +43,12 @@ def compression_table(report: CompressionReport) -> Table:
     )
     for name, value in deployed.metric.items():
         table.add_row(name, f"{value:.4f} (float32: {deployed.reference_metric[name]:.4f})")
+    if report.speed is not None:
+        speed = report.speed
+        table.add_row(
+            "latency as asked",
+            f"{speed.measured:.2f} of float32 (planned: {speed.predicted:.2f}, asked: {speed.asked:.2f})",
+        )
     for latency in report.latency:
         table.add_row(
             f"latency, batch {latency.batch}",
@@ -132,4 +139,4 @@ def megabytes(count: int) -> str:
 
 def _plural_form(form: str) -> str:
     """Pairs of all ranks count together."""
-    return f"low-rank pair {form.split()[-1]}" if form.startswith("rank ") else form
+    return re.sub(r"^rank [1-9]\d* ", "low-rank pair ", form)

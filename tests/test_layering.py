@@ -14,10 +14,10 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
-    "agreement calibrate rounding factors realize score planner candidates knapsack goals modules "
-    "straight_through teacher student rewrite recover nodes stored qdq export integer "
-    "settings folded packed half forms preparation "
-    "verify report timing building choosing pipeline inspection tables __init__ cli"
+    "agreement calibrate rounding factors realize score activations planner candidates knapsack deadline "
+    "goals modules straight_through teacher student rewrite recover nodes stored qdq export integer "
+    "layer_graphs latency settings folded packed half forms preparation clock verify report timing "
+    "building choosing pipeline inspection tables __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.graphs import tidy
 from benchmarks.task import Task
 from svd2onnx.building import Build, Builder
 from svd2onnx.calibrate import LayerStatistics, hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
+from svd2onnx.clock import Clock, start_clock
 from svd2onnx.goals import SizeGoal
 from svd2onnx.loading import Batch
 from svd2onnx.outputs import staged
 from svd2onnx.pipeline import better_of, gather_statistics, predicted_error, reach
+from svd2onnx.planner import with_activations
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import silent
 from svd2onnx.report import Choice
+from svd2onnx.schema import ACTIVATIONS
 from svd2onnx.settings import Settings
+from svd2onnx_runtime.latency_table import Conditions, LatencyTable
 
 
 @dataclass(frozen=True)
@@ -42,31 +48,57 @@ class Planned:
     predicted: float | None
 
 
-def compress(task: Task, output: Path, *, bits: float, recover: int = 0, activations: str = "float") -> None:
+@dataclass(frozen=True)
+class Pace:
+    """A limit of latency, as a share of float32's, and what it is measured on."""
+
+    ratio: float
+    threads: int
+    batch: int
+    sequence: int
+
+
+def compress(
+    task: Task,
+    output: Path,
+    *,
+    bits: float,
+    recover: int = 0,
+    activations: str = "float",
+    pace: Pace | None = None,
+) -> None:
     """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
 
-    ``activations`` is "float" or "int8", see ``svd2onnx.integer``. What was predicted is written beside
+    ``activations`` is "float", "int8", or with a ``pace`` "auto". What was predicted is written beside
     ``output``, as JSON under the suffix ``.predicted``.
     """
-    planned = plan_size(task, output, bits, recover, activations)
+    planned = plan_size(task, output, bits, recover, activations, pace)
     output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
 
 
-def plan_size(task: Task, output: Path, bits: float, recover: int = 0, activations: str = "float") -> Planned:
+def plan_size(
+    task: Task,
+    output: Path,
+    bits: float,
+    recover: int = 0,
+    activations: str = "float",
+    pace: Pace | None = None,
+) -> Planned:
     """Write the file to ``output``, as ``compress`` does, and tell what was planned."""
     priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
     target = task.other_bytes + int(bits * task.linear_weights / 8)
-    goal = SizeGoal(priced.menu, uniform_plans(priced.prepared.sites), task.graph.stat().st_size, target)
+    allowed = ACTIVATIONS if activations == "auto" else (activations,)
+    menu = {name: [c for c in options if _computes(c, allowed)] for name, options in priced.menu.items()}
+    sites = priced.prepared.sites
+    uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in allowed]
+    allowed_ms = math.inf
+    if pace is not None:
+        clock = _clock(priced.prepared, task.graph, pace)
+        menu, allowed_ms = clock.timed(menu), clock.allowed_ms(pace.ratio)
+    goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target, allowed_ms)
     with staged(output) as (draft,):
         builder = Builder(
-            priced.prepared,
-            priced.statistics,
-            priced.judging,
-            draft,
-            task.graph,
-            "cpu",
-            silent,
-            activations,
+            priced.prepared, priced.statistics, priced.judging, draft, task.graph, "cpu", silent
         )
         build = reach(goal, builder)
         build, choice = better_of(build, goal.rival(build.plan), builder)
@@ -83,5 +115,20 @@ def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]
     prepared = prepare(source, settings, data)
     fit, judging = hold_out(prepared.batches)
     statistics = gather_statistics(prepared, settings, fit, judging, silent)
-    menu = priced_menu(prepared, statistics, judging, silent)
+    menu = priced_menu(prepared, statistics, judging, ACTIVATIONS, silent)
     return Priced(prepared, without_probes(statistics), judging, menu)
+
+
+def _computes(candidate: Candidate, allowed: Sequence[str]) -> bool:
+    """Whether its MatMuls, if there are any, compute with what is allowed; tables are not on this menu."""
+    form = candidate.form
+    return form is None or not form.specs or form.activations in allowed
+
+
+def _clock(prepared: Prepared, graph: Path, pace: Pace) -> Clock:
+    """Against the graph without noted shapes, as files are written."""
+    bare = graph.with_suffix(".bare.onnx")
+    tidy(graph, bare)
+    sizes = {"batch": pace.batch, "sequence": pace.sequence}
+    table = LatencyTable(Conditions.here("cpu", pace.threads), {})
+    return start_clock(prepared, bare, sizes, ACTIVATIONS, table, silent)

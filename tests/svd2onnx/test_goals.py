@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,6 +14,7 @@ from svd2onnx.goals import (
     FidelityGoal,
     GivenPlan,
     Goal,
+    LatencyGoal,
     Outcome,
     SizeGoal,
     allowed_error,
@@ -156,6 +158,67 @@ def test_a_fidelity_out_of_reach_says_what_was_reached() -> None:
     goal = FidelityGoal(menu, [], 0.01, 0.99)
     with pytest.raises(PlanError, match=r"fidelity of 0\.99 was not reached: .* error of 0\.8 where 0\.01"):
         run(goal, lambda plan: stored_bytes(plan, menu), lambda _: 0.8)
+
+
+def timed_menu(count: int) -> Menu:
+    """Every form of compression halves a layer's time of 1 ms, and int8 activations halve it again."""
+    return {
+        name: [
+            replace(options[0], latency=1.0),
+            *(replace(c, latency=0.5) for c in options[1:]),
+            *(
+                Candidate(replace(c.form, activations="int8"), c.size, c.error + 1e-3, 0.25)
+                for c in options[1:]
+                if c.form is not None and c.form.specs
+            ),
+        ]
+        for name, options in menu_of([100_000] * count, [1.0] * count).items()
+    }
+
+
+def latency_of(plan: CompressionPlan, menu: Menu) -> float:
+    return sum(next(c for c in options if c.form == plan.forms.get(n)).latency for n, options in menu.items())
+
+
+def test_a_size_is_reached_within_the_time() -> None:
+    menu = timed_menu(20)
+    free = SizeGoal(menu, [], float_size(menu), 300_000).first()
+    assert latency_of(free, menu) == pytest.approx(10.0)
+    timed = SizeGoal(menu, [], float_size(menu), 300_000, allowed_ms=7.6).first()
+    assert 7.0 < latency_of(timed, menu) <= 7.6
+    assert stored_bytes(timed, menu) <= 300_000
+    with pytest.raises(PlanError, match="both as fast and as small"):
+        SizeGoal(menu, [], float_size(menu), 300_000, allowed_ms=-1.0).first()
+
+
+def test_a_fidelity_is_reached_within_the_time() -> None:
+    menu = timed_menu(20)
+    goal = FidelityGoal(menu, [], 0.1, 0.9, allowed_ms=6.0)
+    plan = goal.first()
+    assert latency_of(plan, menu) <= 6.0
+    assert plan.predicted_error is not None
+    assert plan.predicted_error <= 0.1
+    with pytest.raises(PlanError, match="both as fast and as faithful"):
+        FidelityGoal(menu, [], 1e-9, 0.9, allowed_ms=6.0).first()
+
+
+def test_time_alone_takes_the_best_of_what_is_fast_enough() -> None:
+    menu = timed_menu(20)
+    eight_bits = CompressionPlan("quantize", dict.fromkeys(menu, FORMS[0]))
+    four_bits = CompressionPlan("quantize", dict.fromkeys(menu, FORMS[1]))
+    integer = CompressionPlan("quantize", dict.fromkeys(menu, replace(FORMS[0], activations="int8")))
+    goal = LatencyGoal(menu, [four_bits, integer, eight_bits], 10.0)
+    plan = goal.first()
+    assert dict(plan.forms) == dict(eight_bits.forms)
+    assert goal.revised(plan, Outcome(10**9, lambda: never(plan))) is None
+    rival = goal.rival(plan)
+    assert rival is not None
+    assert (rival.plan.forms, rival.fits) == (eight_bits.forms, True)
+    faster = LatencyGoal(menu, [four_bits, integer, eight_bits], 5.5).rival(plan)
+    assert faster is not None
+    assert (faster.plan.forms, faster.fits) == (integer.forms, True)
+    with pytest.raises(PlanError, match="no plan is as fast as asked"):
+        LatencyGoal(menu, [], -0.1).first()
 
 
 def test_errors_that_fidelities_allow() -> None:

@@ -24,6 +24,7 @@ from svd2onnx.schema import PLAN_FORMAT
 from svd2onnx.settings import Settings
 from svd2onnx.timing import without_padding
 from svd2onnx_runtime import open_session, run
+from svd2onnx_runtime.latency_table import LatencyTable
 from tests.svd2onnx.conftest import MODEL_FILE
 from tests.svd2onnx.networks import Mlp
 
@@ -111,6 +112,15 @@ def test_each_form_is_checked_measured_and_certified(
     assert report.deployed.fidelity > 0.98
     assert len(report.warnings) == (dtype == "float16")
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".onnx") == ["out.onnx"]
+
+
+def test_a_plan_with_int8_is_refused_in_a_form_that_cannot_hold_it(model_file: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    form = {"dense": {"bits": 4, "block_size": 32}, "activations": "int8"}
+    plan.write_text(json.dumps({"format": PLAN_FORMAT, "layers": {"first": form}}))
+    settings = Settings(plan=plan, operator="folded", provider="cpu")
+    with pytest.raises(PlanError, match="'first' compute in int8, which --operator folded"):
+        compress_export(model_file, tmp_path / "a.onnx", settings)
 
 
 @pytest.mark.usefixtures("no_bench")
@@ -281,6 +291,54 @@ def test_a_second_output_that_no_gradient_reaches_is_planned_too(
     assert forms["other"] != "rank 0"
 
 
+@pytest.mark.usefixtures("no_bench")
+def test_a_latency_is_planned_for_and_measured(model_file: Path, tmp_path: Path) -> None:
+    """A network so small takes what it takes: the limit is one that it keeps, and the table is kept too."""
+    output = tmp_path / "a.onnx"
+    settings = Settings(
+        target_size="0.3x", target_latency="50x", batch=2, sequence=7, provider="cpu", threads=1
+    )
+    report = compress_export(model_file, output, settings)
+    assert report.speed is not None
+    assert report.speed.asked == 50
+    assert 0 < report.speed.measured < 50
+    assert 0 < report.speed.predicted < 50
+    assert report.file_bytes <= 0.3 * report.float_bytes
+    table = LatencyTable.from_json((tmp_path / "a.onnx.latency.json").read_text())
+    assert {(key.kind, key.leading) for key in table.entries} == {("linear", (2, 7)), ("embedding", (2, 7))}
+    assert any("int8 activations" in key.form for key in table.entries)
+    again = replace(settings, target_size=None, latency_table=tmp_path / "a.onnx.latency.json")
+    fast = compress_export(model_file, tmp_path / "b.onnx", again)
+    # Of any size, at any speed: nothing is lost where nothing must be.
+    assert fast.deployed.mean_error == pytest.approx(0, abs=1e-9)
+    assert LatencyTable.from_json((tmp_path / "b.onnx.latency.json").read_text()) == table
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_layers_with_int8_activations_are_planned_with_their_error(model_file: Path, tmp_path: Path) -> None:
+    settings = Settings(target_size="0.3x", activations="int8", provider="cpu")
+    report = compress_export(model_file, tmp_path / "a.onnx", settings)
+    forms = {layer.name: layer.form for layer in report.layers}
+    linear = [form for form in (forms["first"], forms["second"]) if form not in ("float", "rank 0")]
+    assert linear
+    assert all(form.endswith("int8 activations") for form in linear)
+    assert report.predicted_error is not None
+    assert 0.4 < report.deployed.mean_error / report.predicted_error < 2.5
+
+
+def test_int8_in_a_plan_needs_the_cpu(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(monkeypatch)
+    monkeypatch.setattr(pipeline, "resolve_provider", lambda _provider: "cuda")
+    plan = tmp_path / "plan.json"
+    form = {"dense": {"bits": 4, "block_size": 32}, "activations": "int8"}
+    plan.write_text(json.dumps({"format": PLAN_FORMAT, "layers": {"first": form}}))
+    for settings in (Settings(plan=plan), Settings(activations="int8")):
+        with pytest.raises(PlanError, match="int8 activations are for the CPU"):
+            compress_export(model_file, tmp_path / "a.onnx", settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
@@ -289,8 +347,11 @@ def test_a_second_output_that_no_gradient_reaches_is_planned_too(
         (Settings(min_fidelity=1.5), "a fidelity lies between 0 and 1"),
         (Settings(plan=Path("missing.json")), "cannot read the plan missing.json"),
         (Settings("svd", calibration_samples=0), "measures each layer on calibration data"),
+        (Settings(target_latency="0.001x", provider="cpu"), "no plan is as fast as asked"),
+        (Settings(target_latency="soon", provider="cpu"), r"a latency is a share .* not 'soon'"),
+        (Settings(target_latency="1x", latency_table=Path("missing.json")), "cannot read the latency table"),
     ],
-    ids=["size", "no size", "fidelity", "plan", "svd without data"],
+    ids=["size", "no size", "fidelity", "plan", "svd without data", "latency", "no latency", "table"],
 )
 def test_goals_that_cannot_be_met_leave_no_file(
     model_file: Path, tmp_path: Path, settings: Settings, part: str

@@ -1,6 +1,7 @@
 """Stored bytes are the real ones, forms survive JSON, and specifications that cannot be are refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,21 @@ def test_block_sizes_that_do_not_fuse_are_refused(block_size: int) -> None:
 def test_half_a_pair_is_refused(arguments: dict) -> None:
     with pytest.raises(PlanError, match="needs both a rank and the bits of its factors"):
         LayerForm(**arguments)
+
+
+def test_activations_are_no_part_of_what_is_stored() -> None:
+    form = LayerForm(QuantSpec(4, 32), 16, QuantSpec(8, 64), activations="int8")
+    assert form.stored == LayerForm(QuantSpec(4, 32), 16, QuantSpec(8, 64))
+    assert form.stored_bytes((64, 96)) == form.stored.stored_bytes((64, 96))
+    assert str(form) == f"{form.stored}, int8 activations"
+    assert LayerForm.from_json(form.to_json()) == form
+    with pytest.raises(PlanError, match="activations must be one of"):
+        LayerForm(QuantSpec(4, 32), activations="int4")
+    table = LayerSite("table", "embedding", (100, 64))
+    assert (
+        replace(form, rank=0, factors=None).problem_with(table)
+        == "a table is looked up and multiplies nothing"
+    )
 
 
 def test_a_form_with_unknown_parts_is_refused() -> None:

@@ -54,6 +54,23 @@ def test_goals_belong_to_the_planner(method: str, goal: dict[str, Any]) -> None:
         Settings(method=method, **goal)
 
 
+def test_int8_is_chosen_where_time_counts_and_the_provider_has_it() -> None:
+    assert Settings().choice_of_activations("cpu") == ("float",)
+    assert Settings(target_latency="0.5x").choice_of_activations("cpu") == ("float", "int8")
+    assert Settings(target_latency="0.5x").choice_of_activations("cuda") == ("float",)
+    assert Settings(target_latency="0.5x", activations="float").choice_of_activations("cpu") == ("float",)
+    assert Settings(activations="int8").choice_of_activations("cpu") == ("int8",)
+
+
+def test_a_latency_belongs_to_the_planner() -> None:
+    Settings(target_latency="0.5x", target_size="0.2x")
+    Settings(target_latency="0.5x", min_fidelity=0.9)
+    with pytest.raises(PlanError, match="leave it out"):
+        Settings("quantize", target_latency="0.5x")
+    with pytest.raises(PlanError, match="leave out --target-latency"):
+        Settings(plan=Path("plan.json"), target_latency="0.5x")
+
+
 @pytest.mark.parametrize(("bits", "block"), [(8, 128), (4, 32), (2, 32)])
 def test_the_block_size_follows_the_bits_unless_given(bits: int, block: int) -> None:
     assert Settings(bits=bits).spec == QuantSpec(bits, block)
@@ -70,3 +87,11 @@ def test_int8_activations_are_a_form_of_their_own(form: dict[str, Any]) -> None:
 def test_an_unknown_choice_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(PlanError, match=r"must be one of .*, not 'other'"):
         Settings(**{name: "other"})
+
+
+@pytest.mark.parametrize("form", [{"operator": "folded"}, {"dtype": "float16"}])
+def test_latency_is_planned_for_fused_kernels_in_float32(form: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="--target-latency plans for fused kernels in float32"):
+        Settings(target_latency="0.8x", **form)
+    settings = Settings(target_latency="0.8x", operator="matmulnbits")
+    assert settings.choice_of_activations("cpu") == ("float",)

@@ -1,0 +1,170 @@
+"""What one layer costs in each of its forms on one machine: measured, kept as JSON, looked up by a planner.
+
+    cold    the caches were emptied before the call: weights come from memory, as in a large network
+    hot     the same call once more: weights are where the last one left them, as in a small network
+
+A table is true of one machine, provider, number of threads and onnxruntime, so it names all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svd2onnx_runtime.bench import _bound_call
+from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.session import open_session, ort_version, provider_of, synthetic_inputs
+
+FORMAT = "svd2onnx-latency/1"
+_FLUSHED = 1 << 26
+"""Bytes written to empty the caches, twice what today's processors and GPUs hold."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a table is true of. ``threads`` None is onnxruntime's own choice."""
+
+    machine: str
+    provider: str
+    onnxruntime: str
+    threads: int | None
+
+    @classmethod
+    def here(cls, provider: str, threads: int | None) -> Conditions:
+        """Those of this machine."""
+        return cls(machine_name(), provider, ort_version(), threads)
+
+
+@dataclass(frozen=True)
+class LayerKey:
+    """A layer in one form: ``shape`` of the weight [out, in], ``leading`` axes of its inputs [..., in]."""
+
+    kind: str
+    form: str
+    shape: tuple[int, ...]
+    leading: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """Times of one call in ms, by ``typical``."""
+
+    cold_ms: float
+    hot_ms: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """The latencies that were measured under ``conditions``."""
+
+    conditions: Conditions
+    entries: Mapping[LayerKey, LayerLatency]
+
+    def extended(self, entries: Mapping[LayerKey, LayerLatency]) -> LatencyTable:
+        """This table and ``entries``, which win where both have a value."""
+        return LatencyTable(self.conditions, {**self.entries, **entries})
+
+    def to_json(self) -> str:
+        """One line for each entry, so that two tables can be compared line by line."""
+        lines = [json.dumps({**asdict(key), **asdict(value)}) for key, value in self.entries.items()]
+        head = json.dumps({"format": FORMAT, **asdict(self.conditions)})[:-1]
+        return f'{head}, "entries": [\n' + ",\n".join(lines) + "\n]}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LatencyTable:
+        """The table that ``to_json`` wrote.
+
+        Raises:
+            InputsError: the text is no such table.
+        """
+        try:
+            record = json.loads(text)
+            if record["format"] != FORMAT:
+                raise ValueError(record["format"])
+            entries = {_key(entry): _latency(entry) for entry in record["entries"]}
+            named = (record[name] for name in ("machine", "provider", "onnxruntime", "threads"))
+            return cls(Conditions(*named), entries)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            line = " ".join(str(error).split())
+            raise InputsError(f'a latency table is JSON with "format": "{FORMAT}": {line}') from error
+
+
+def time_layers(
+    paths: Sequence[str | os.PathLike[str]],
+    copies: int,
+    provider: str = "auto",
+    threads: int | None = None,
+    repeats: int = 12,
+) -> list[LayerLatency]:
+    """The latency of one layer of each graph; every graph holds ``copies`` of its layer side by side.
+
+    The graphs take turns and each call follows a flush of the caches, once, and itself, once.
+    Raises ProviderError and GraphError.
+    """
+    sessions = [open_session(path, provider, threads=threads) for path in paths]
+    calls = [_bound_call(s, synthetic_inputs(s, {}), provider_of(s)) for s in sessions]
+    flush = _flusher(provider_of(sessions[0]))
+    seconds = np.empty((repeats, len(calls), 2))
+    for call in calls:
+        call()
+    for turn in range(repeats):
+        for i, call in enumerate(calls):
+            flush()
+            for again in (0, 1):
+                start = time.perf_counter()
+                call()
+                seconds[turn, i, again] = time.perf_counter() - start
+    return [LayerLatency(float(cold), float(hot)) for cold, hot in typical(seconds) * 1e3 / copies]
+
+
+def typical(seconds: Any) -> Any:
+    """The time of a run that nothing disturbed, from ``seconds`` [runs, ...]: the fastest tenth.
+
+    Other work on the machine only adds time, and to a whole network far more often than to one layer, so
+    that medians of the two would not fit together.
+    """
+    return np.percentile(seconds, 10, axis=0)
+
+
+def machine_name() -> str:
+    """The processor's name and the number of its cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return f"{name}, {len(usable)} cores"
+
+
+def _flusher(provider: str) -> Callable[[], object]:
+    """What writes more bytes than the caches of the device hold."""
+    array = np.ones(_FLUSHED, dtype=np.uint8)  # zeros would be one page of memory, however many there are
+    if provider == "cpu":
+        # A copy would not do: the C library writes large ones past the caches.
+        return lambda: np.add(array, 1, out=array)
+    from onnxruntime import OrtValue
+
+    buffer = OrtValue.ortvalue_from_numpy(array, provider, 0)
+    return lambda: buffer.update_inplace(array)
+
+
+def _key(entry: Mapping[str, Any]) -> LayerKey:
+    return LayerKey(
+        str(entry["kind"]),
+        str(entry["form"]),
+        tuple(int(size) for size in entry["shape"]),
+        tuple(int(size) for size in entry["leading"]),
+    )
+
+
+def _latency(entry: Mapping[str, Any]) -> LayerLatency:
+    return LayerLatency(float(entry["cold_ms"]), float(entry["hot_ms"]))

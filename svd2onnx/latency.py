@@ -1,0 +1,165 @@
+"""What each layer costs in each form on the target provider: measured with graphs of one layer alone.
+
+Ranks between those measured are interpolated; with int8 activations the stored bits make no difference to the
+time, because the weights are made int8 when the file is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.layer_graphs import write_layer_graph
+from svd2onnx.progress import Track, silent
+from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
+from svd2onnx_runtime.latency_table import LatencyTable, LayerKey, LayerLatency, time_layers
+
+FLOAT = "float"
+_INT8 = QuantSpec(8, 128)
+_ENOUGH = 1 << 24
+"""Multiplications in one graph, so that the call of a session is small beside them."""
+_MOST_COPIES = 8
+_RANKS = 3
+"""Ranks of each kind of pair that are measured, from the least to the largest."""
+_CACHE = 1 << 25
+"""Bytes that stay in the caches of today's processors and GPUs from one call to the next."""
+_COMPRESSED = 4
+"""Compressed weights take a quarter of their float bytes or less."""
+
+Leading = tuple[int, ...]
+
+
+def leading_axes(
+    model: nn.Module, sites: Sequence[LayerSite], batch: Mapping[str, Tensor]
+) -> dict[str, list[Leading]]:
+    """The axes of each site's inputs before the last (of a table, of its ids), one entry for each call."""
+    seen: dict[str, list[Leading]] = defaultdict(list)
+    handles = []
+    for site in sites:
+        for name in site.names if site.skip_reason is None else ():
+
+            def note(_module: nn.Module, args: Any, site: LayerSite = site) -> None:
+                shape = tuple(args[0].shape)
+                seen[site.name].append(shape if site.kind == "embedding" else shape[:-1])
+
+            handles.append(model.get_submodule(name).register_forward_pre_hook(note))
+    try:
+        with torch.inference_mode():
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(seen)
+
+
+def measure(
+    table: LatencyTable,
+    sites: Sequence[LayerSite],
+    leading: Mapping[str, Sequence[Leading]],
+    menu: Mapping[str, Sequence[LayerForm | None]],
+    track: Track = silent,
+) -> LatencyTable:
+    """``table`` with all that is missing for predicting every form of ``menu``, by site name."""
+    wanted: dict[tuple[str, tuple[int, ...], Leading], dict[str, LayerForm | None]] = defaultdict(dict)
+    for site in sites:
+        for axes in set(leading.get(site.name, ())):
+            for form in _measured(menu.get(site.name, ())):
+                if _key(site, form, axes) not in table.entries:
+                    wanted[site.kind, site.shape, axes][_label(form)] = form
+    for group, forms in track(list(wanted.items()), "Timing layers", len(wanted)):
+        kind, shape, axes = group
+        # The float layer is timed anew beside each group, so that all of it has one moment's speed.
+        table = table.extended(_timed(table, kind, shape, axes, {FLOAT: None, **forms}))
+    return table
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Looks up what a site costs in a form, in ms for all of its calls.
+
+    Float weights that no cache holds come from memory on each call, and so do compressed ones, if even a
+    quarter of them is more than a cache holds. ``float_bytes`` counts all layers' float weights.
+    """
+
+    table: LatencyTable
+    leading: Mapping[str, Sequence[Leading]]
+    float_bytes: int
+
+    def __call__(self, site: LayerSite, form: LayerForm | None) -> float:
+        return sum(self._one(site, form, axes) for axes in self.leading.get(site.name, ()))
+
+    def _one(self, site: LayerSite, form: LayerForm | None, axes: Leading) -> float:
+        if form is not None and form.dense is None and form.factors:
+            return self._pair(site, form, axes)
+        return self._ms(site, form, axes)
+
+    def _pair(self, site: LayerSite, form: LayerForm, axes: Leading) -> float:
+        """Linear in the rank between those that were measured."""
+        measured = {}
+        for rank in range(1, min(site.shape) + 1):
+            other = replace(form, rank=rank)
+            if _key(site, other, axes) in self.table.entries:
+                measured[rank] = self._ms(site, other, axes)
+        return float(np.interp(form.rank, list(measured), list(measured.values())))
+
+    def _ms(self, site: LayerSite, form: LayerForm | None, axes: Leading) -> float:
+        latency = self.table.entries[_key(site, form, axes)]
+        weights = self.float_bytes // (1 if form is None else _COMPRESSED)
+        return latency.cold_ms if weights > _CACHE else latency.hot_ms
+
+
+def _measured(forms: Iterable[LayerForm | None]) -> list[LayerForm | None]:
+    """Of the pairs of one kind, a few ranks; of the rest, one of those that run alike."""
+    kept: dict[str, LayerForm | None] = {}
+    pairs: dict[str, list[LayerForm]] = defaultdict(list)
+    for form in forms:
+        if form is not None and form.dense is None and form.factors:
+            pairs[_label(replace(form, rank=1))].append(form)
+        else:
+            kept.setdefault(_label(form), form)
+    for same in pairs.values():
+        ranks = sorted(same, key=lambda form: form.rank)
+        for place in np.linspace(0, len(ranks) - 1, _RANKS).round().astype(int):
+            kept.setdefault(_label(ranks[place]), ranks[place])
+    return list(kept.values())
+
+
+def _timed(
+    table: LatencyTable,
+    kind: str,
+    shape: tuple[int, ...],
+    axes: Leading,
+    forms: Mapping[str, LayerForm | None],
+) -> dict[LayerKey, LayerLatency]:
+    rows, columns = shape
+    copies = max(1, min(_MOST_COPIES, _ENOUGH // (math.prod(axes) * rows * columns)))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.onnx" for i in range(len(forms))]
+        for path, form in zip(paths, forms.values(), strict=True):
+            write_layer_graph(path, kind, (rows, columns), axes, form, copies)
+        conditions = table.conditions
+        times = time_layers(paths, copies, conditions.provider, conditions.threads)
+    keys = (LayerKey(kind, label, shape, axes) for label in forms)
+    return dict(zip(keys, times, strict=True))
+
+
+def _key(site: LayerSite, form: LayerForm | None, axes: Leading) -> LayerKey:
+    return LayerKey(site.kind, _label(form), site.shape, axes)
+
+
+def _label(form: LayerForm | None) -> str:
+    """What a form is called in the table: the same for forms that run alike."""
+    if form is None:
+        return FLOAT
+    if form.activations == "int8":
+        form = replace(form, dense=form.dense and _INT8, factors=form.factors and _INT8)
+    return str(form)
