@@ -67,6 +67,10 @@ class Clock:
         timed = time_runs([self.reference, path], self.inputs, conditions.provider, conditions.threads)
         return float(timed.ratios[1])
 
+    def corrected(self, error: float) -> Clock:
+        """A clock that gives what layers are not ``error`` (a share of the float graph's time) more."""
+        return replace(self, layers_ms=self.layers_ms - error * self.float_ms)
+
     def allowed_ms(self, ratio: float) -> float:
         """What the layers may take for a latency of ``ratio`` of the float graph's."""
         return ratio * self.float_ms - (self.float_ms - self.layers_ms)

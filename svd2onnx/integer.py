@@ -2,8 +2,9 @@
 
     MatMul(x, W)   =>   MatMulInteger(uint8(x / d), int8(d W)) times the scales of both,   W = codes * steps
 
-The file still holds W in 8, 4 or 2 bits: its int8 form, with one scale for each output, follows from the
-codes by nodes that onnxruntime folds when it loads the file. x is rounded on each call, with one scale and
+The file still holds W in 4 or 2 bits: its int8 form, with one scale for each output, follows from the codes
+by nodes that onnxruntime folds when it loads the file. Of 8 bits the int8 form takes no more bytes, so it is
+what the file holds. x is rounded on each call, with one scale and
 one zero point for all of it (DynamicQuantizeLinear); ``activations`` says what d evens out.
 """
 
@@ -24,6 +25,7 @@ from svd2onnx.export import drop_inferable
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 from svd2onnx.stored import plan_again, planned
 
+_INT8 = 8
 _TINY = 1e-30
 
 
@@ -95,7 +97,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, tensor: QuantizedTensor, x: _Activ
 def _integer_weight(
     graph: ir.Graph, node: ir.Node, tensor: QuantizedTensor, x: _Activations
 ) -> tuple[ir.Value, ir.Value]:
-    """The int8 weight [k, n] and its scales [n], as nodes that onnxruntime folds at load."""
+    """The int8 weight [k, n] and its scales [n]; of less than 8 bits, as nodes that are folded at load."""
     stored, name = node.inputs[1], node.name
     assert stored is not None
     dequantize = stored.producer()
@@ -109,6 +111,9 @@ def _integer_weight(
     largest = np.maximum(np.abs(weight).max(axis=0) / LARGEST, _TINY)
     # Rounded up, so that no code exceeds the largest.
     scale = nodes.initializer(graph, f"{name}.columns", largest, ir.DataType.FLOAT)
+    if tensor.spec.bits == _INT8:
+        integers = np.rint(weight / largest).astype(np.int8)
+        return nodes.initializer(graph, f"{name}.int8", integers, ir.DataType.INT8), scale
     wide = nodes.cast_float(graph, node, codes, f"{name}.wide")
     if x.uneven is not None:
         wide = nodes.insert(graph, node, "Mul", [wide, x.uneven], f"{name}.uneven")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from svd2onnx.building import Build, Builder
+from svd2onnx.building import Builder
 from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws, without_probes
-from svd2onnx.choosing import INT8_ON_CPU, GoalWithin, choose_goal
-from svd2onnx.clock import Clock, read_table, start_clock, target_ratio
+from svd2onnx.choosing import INT8_ON_CPU, choose_goal
+from svd2onnx.clock import read_table, start_clock
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float
-from svd2onnx.goals import Goal, Outcome, Rival
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
 from svd2onnx.preparation import Prepared, prepare
@@ -27,20 +25,18 @@ from svd2onnx.report import (
     Choice,
     CompressionReport,
     LayerReport,
-    Speed,
     file_digest,
     tool_versions,
 )
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
+from svd2onnx.settling import settle
 from svd2onnx.timing import measure_latency
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify
 from svd2onnx_runtime.session import resolve_provider
 
 BENCH_BATCHES = (1, 8)
-_TIGHTENINGS = 4
-_MARGIN = 0.99
 
 
 def compress_export(
@@ -142,74 +138,10 @@ def gather_statistics(
     )
 
 
-def settle(
-    goal: GoalWithin, builder: Builder, clock: Clock | None, target: str | None
-) -> tuple[Build, Choice | None, Speed | None]:
-    """Build the goal's plan, or a better uniform one; where there is a clock, within ``target`` of its time.
-
-    A file that is measured to be slower than predicted, and too slow, is planned anew for less time.
-
-    Raises:
-        PlanError: no plan was measured to be fast enough.
-    """
-    if clock is None or target is None:
-        build = reach(goal(math.inf), builder)
-        return *better_of(build, goal(math.inf).rival(build.plan), builder), None
-    asked = aim = target_ratio(target, clock.float_ms)
-    for _ in range(_TIGHTENINGS):
-        within = goal(clock.allowed_ms(aim))
-        build = reach(within, builder)
-        build, choice = better_of(build, within.rival(build.plan), builder)
-        speed = Speed(clock.predicted_ratio(build.plan), clock.measured_ratio(builder.draft), asked)
-        if speed.measured <= asked:
-            return build, choice, speed
-        aim *= _MARGIN * asked / speed.measured
-    raise PlanError(
-        f"a latency of {asked:.2f} of float32's was not reached: the last of {_TIGHTENINGS} plans takes "
-        f"{speed.measured:.2f}; ask for less, or for less of the rest"
-    )
-
-
-def reach(goal: Goal, builder: Builder) -> Build:
-    """Build the goal's plans until it is content with one; its file is the draft."""
-    plan: CompressionPlan | None = goal.first()
-    while plan is not None:
-        build = builder.build(plan)
-        outcome = Outcome(builder.write(build), lambda: builder.deployed().mean_error)
-        plan = goal.revised(build.plan, outcome)
-    return build
-
-
-def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Build, Choice | None]:
-    """``build``, or a rival that fits where that is measured to be the better one."""
-    if rival is None:
-        return build, None
-    other = builder.build(rival.plan)
-    expected = rival.plan.predicted_error or 0.0
-    gauge = builder.evaluation_error(other) / expected if expected else 1.0
-    choice = Choice(
-        planned_error=builder.judged_error(build),
-        uniform_error=builder.judged_error(other),
-        uniform_form=_common_form(rival.plan),
-        uniform_fits=rival.fits,
-        gauge=gauge,
-    )
-    if choice.uniform_wins:
-        builder.write(other)
-        return other, choice
-    return build, choice
-
-
 def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | None:
     """The sum over the layers, times the gauge where there is one."""
     total = plan.predicted_error
     return total if total is None or choice is None else total * choice.gauge
-
-
-def _common_form(plan: CompressionPlan) -> str:
-    """The form of most layers of a uniform plan."""
-    forms = [str(form) for form in plan.forms.values()]
-    return max(set(forms), key=forms.count)
 
 
 def _warnings(settings: Settings, provider: str) -> Iterator[str]:

@@ -19,13 +19,14 @@ from svd2onnx.clock import Clock, start_clock
 from svd2onnx.goals import SizeGoal
 from svd2onnx.loading import Batch
 from svd2onnx.outputs import staged
-from svd2onnx.pipeline import better_of, gather_statistics, predicted_error, reach
+from svd2onnx.pipeline import gather_statistics, predicted_error
 from svd2onnx.planner import with_activations
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import silent
 from svd2onnx.report import Choice
 from svd2onnx.schema import ACTIVATIONS
 from svd2onnx.settings import Settings
+from svd2onnx.settling import better_of, reach
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable
 
 

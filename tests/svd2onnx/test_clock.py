@@ -38,6 +38,12 @@ def test_what_is_allowed_leaves_the_rest_its_time(clock: Clock) -> None:
     assert clock.allowed_ms(0.3) < 0
 
 
+def test_a_measured_file_sets_the_clock(clock: Clock) -> None:
+    plan = CompressionPlan("auto", {"first": FORM})
+    assert clock.corrected(-0.05).predicted_ratio(plan) == pytest.approx(0.80)
+    assert clock.corrected(-0.05).allowed_ms(0.5) == pytest.approx(clock.allowed_ms(0.55))
+
+
 def test_candidates_get_their_latency(clock: Clock) -> None:
     menu = {"second": [Candidate(None, 100, 0.0), Candidate(FORM, 10, 0.1)]}
     assert [c.latency for c in clock.timed(menu)["second"]] == [4.0, 1.0]

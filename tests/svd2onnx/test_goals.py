@@ -55,7 +55,7 @@ def float_size(menu: Menu) -> int:
 
 
 def run(goal: Goal, file_bytes: Callable[[CompressionPlan], int], error: Callable[[CompressionPlan], float]):
-    """The last plan, as ``pipeline.reach`` builds it, and all that were tried."""
+    """The last plan, as ``settling.reach`` builds it, and all that were tried."""
     plan: CompressionPlan | None = goal.first()
     tried: list[CompressionPlan] = []
     while plan is not None:

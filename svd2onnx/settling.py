@@ -1,0 +1,96 @@
+"""From a goal to the build that is shipped: plans built, measured and revised until the goal is content."""
+
+from __future__ import annotations
+
+import math
+
+from svd2onnx.building import Build, Builder
+from svd2onnx.choosing import GoalWithin
+from svd2onnx.clock import Clock, target_ratio
+from svd2onnx.errors import PlanError
+from svd2onnx.goals import Goal, Outcome, Rival
+from svd2onnx.report import Choice, Speed
+from svd2onnx.schema import CompressionPlan
+
+_ROUNDS = 4
+_MARGIN = 0.98
+"""Plans aim at so much of the time that is asked for: measurements scatter."""
+_NEAR = 0.93
+"""A file that takes so much of the time asked for is worth no further round."""
+
+
+def settle(
+    goal: GoalWithin, builder: Builder, clock: Clock | None, target: str | None
+) -> tuple[Build, Choice | None, Speed | None]:
+    """Build the goal's plan, or a better uniform one; where there is a clock, within ``target`` of its time.
+
+    The file is timed, and where it takes another time than predicted the clock is set by it and the plan made
+    anew, for less time or for more. Of the files that are fast enough, that of the least predicted error is
+    shipped.
+
+    Raises:
+        PlanError: no plan was measured to be fast enough.
+    """
+    if clock is None or target is None:
+        within = goal(math.inf)
+        build = reach(within, builder)
+        return *better_of(build, within.rival(build.plan), builder), None
+    asked = target_ratio(target, clock.float_ms)
+    fast: list[tuple[float, Build, Speed, Goal]] = []
+    tried: list[CompressionPlan] = []
+    for _ in range(_ROUNDS):
+        within = goal(clock.allowed_ms(_MARGIN * asked))
+        build = reach(within, builder)
+        if any(plan.forms == build.plan.forms for plan in tried):
+            break
+        tried.append(build.plan)
+        speed = Speed(clock.predicted_ratio(build.plan), clock.measured_ratio(builder.draft), asked)
+        if speed.measured <= asked:
+            fast.append((build.plan.predicted_error or 0.0, build, speed, within))
+        if _NEAR * asked <= speed.measured <= asked:
+            break
+        clock = clock.corrected(speed.measured - speed.predicted)
+    if not fast:
+        raise PlanError(
+            f"a latency of {asked:.2f} of float32's was not reached: the last of {len(tried)} plans takes "
+            f"{speed.measured:.2f}; allow more time, or more of the rest"
+        )
+    _, build, speed, within = min(fast, key=lambda entry: entry[0])
+    builder.write(build)
+    return *better_of(build, within.rival(build.plan), builder), speed
+
+
+def reach(goal: Goal, builder: Builder) -> Build:
+    """Build the goal's plans until it is content with one; its file is the draft."""
+    plan: CompressionPlan | None = goal.first()
+    while plan is not None:
+        build = builder.build(plan)
+        outcome = Outcome(builder.write(build), lambda: builder.deployed().mean_error)
+        plan = goal.revised(build.plan, outcome)
+    return build
+
+
+def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Build, Choice | None]:
+    """``build``, or a rival that fits where that is measured to be the better one."""
+    if rival is None:
+        return build, None
+    other = builder.build(rival.plan)
+    expected = rival.plan.predicted_error or 0.0
+    gauge = builder.evaluation_error(other) / expected if expected else 1.0
+    choice = Choice(
+        planned_error=builder.judged_error(build),
+        uniform_error=builder.judged_error(other),
+        uniform_form=_common_form(rival.plan),
+        uniform_fits=rival.fits,
+        gauge=gauge,
+    )
+    if choice.uniform_wins:
+        builder.write(other)
+        return other, choice
+    return build, choice
+
+
+def _common_form(plan: CompressionPlan) -> str:
+    """The form of most layers of a uniform plan."""
+    forms = [str(form) for form in plan.forms.values()]
+    return max(set(forms), key=forms.count)
