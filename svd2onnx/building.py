@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
 from torch import nn
 
 from svd2onnx.agreement import mean_error
@@ -22,7 +23,7 @@ from svd2onnx.recover import recover
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
 from svd2onnx.settings import Form
-from svd2onnx_runtime import EvaluationResult, evaluate
+from svd2onnx_runtime import EvaluationResult, evaluate, graph_bytes
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Builder:
         provider: of the sessions that measure.
         track: shows the progress.
         form: how the file is written, see ``forms``.
+        external_data: whether its weights are in another file, of its name and ``.data``.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class Builder:
         provider: str,
         track: Track,
         form: Form = Form(),  # noqa: B008 (frozen)
+        external_data: bool = False,
     ) -> None:
-        self._form = form
+        self._form, self._external_data = form, external_data
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
@@ -131,10 +134,12 @@ class Builder:
         return Build(build.plan, result.layers, rewrite(result.model, prepared.sites, result.layers))
 
     def write(self, build: Build) -> int:
-        """Export to the draft; the bytes of the file."""
+        """Export to the draft; the bytes of the file, and of that with its weights."""
         for _ in self._track([build], "Exporting", 1):
             self._plain = self._export(build, self.draft)
-        return self.draft.stat().st_size
+            if self._external_data:
+                ir.save(ir.load(self.draft), self.draft, external_data=f"{self.draft.name}.data")
+        return graph_bytes(self.draft)
 
     def _export(self, build: Build, path: Path) -> Path:
         """Write to ``path``, and return where the graph is that it was made of."""

@@ -129,6 +129,10 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="What the graph computes in; float16 is for CUDA. Inputs and outputs stay float32.",
         ),
         click.option(
+            "--external-data", is_flag=True,
+            help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
+        ),
+        click.option(
             "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
             help="Retrain the compressed network briefly, by distillation on the recovery split.",
         ),

@@ -33,7 +33,7 @@ from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
 from svd2onnx.timing import measure_latency
 from svd2onnx.verify import check_strict
-from svd2onnx_runtime import certify
+from svd2onnx_runtime import certify, graph_bytes
 from svd2onnx_runtime.session import resolve_provider
 
 BENCH_BATCHES = (1, 8)
@@ -63,10 +63,11 @@ def compress_export(
     table = read_table(settings.latency_table, provider, settings.threads)
     beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
+    weights = [Path(f"{output}.data")] if settings.external_data else []
     kept = [reference] if reference else []
-    with staged(output, *beside, *timed, *kept) as drafts, _plain_attention():
+    with staged(output, *beside, *timed, *weights, *kept) as drafts, _plain_attention():
         draft, report_draft, plan_draft = drafts[:3]
-        float_draft = drafts[-1] if reference else draft.with_name("float32.onnx")
+        float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
         model = prepared.model
         export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
@@ -80,7 +81,17 @@ def compress_export(
         float_bytes = float_draft.stat().st_size
         goal = choose_goal(prepared, settings, statistics, judging, float_bytes, provider, clock, track)
         statistics = without_probes(statistics)
-        builder = Builder(prepared, statistics, judging, draft, float_draft, provider, track, settings.form)
+        builder = Builder(
+            prepared,
+            statistics,
+            judging,
+            draft,
+            float_draft,
+            provider,
+            track,
+            settings.form,
+            settings.external_data,
+        )
         build, choice, speed = settle(goal, builder, clock, settings.target_latency)
         if settings.recover:
             build = builder.recovered(build, settings.recover)
@@ -96,7 +107,7 @@ def compress_export(
             method=build.plan.method,
             settings=asdict(settings),
             float_bytes=float_bytes,
-            file_bytes=draft.stat().st_size,
+            file_bytes=graph_bytes(draft),
             predicted_error=predicted_error(build.plan, choice),
             choice=choice,
             speed=speed,

@@ -55,6 +55,7 @@ class Settings:
     activations: str = "auto"
     operator: str = "dequantize"
     dtype: str = "float32"
+    external_data: bool = False
     recover: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

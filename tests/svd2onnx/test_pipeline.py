@@ -292,6 +292,23 @@ def test_a_second_output_that_no_gradient_reaches_is_planned_too(
 
 
 @pytest.mark.usefixtures("no_bench")
+@pytest.mark.parametrize("operator", ["dequantize", "matmulnbits"])
+def test_weights_in_a_file_beside_it(model_file: Path, tmp_path: Path, operator: str) -> None:
+    whole = Settings("quantize", bits=4, operator=operator, provider="cpu")
+    apart = replace(whole, external_data=True)
+    expected = compress_export(model_file, tmp_path / "whole.onnx", whole)
+    report = compress_export(model_file, tmp_path / "apart.onnx", apart)
+    files = [tmp_path / name for name in ("apart.onnx", "apart.onnx.data")]
+    assert report.file_bytes == sum(file.stat().st_size for file in files)
+    assert files[0].stat().st_size < 0.4 * files[1].stat().st_size
+    assert report.deployed == expected.deployed
+    assert report.strict_relative_error == expected.strict_relative_error
+    (tmp_path / "elsewhere").mkdir()
+    moved = [file.rename(tmp_path / "elsewhere" / file.name) for file in files]
+    run(open_session(moved[0], "cpu"), {"ids": np.ones((3, 4), np.int64)})
+
+
+@pytest.mark.usefixtures("no_bench")
 def test_a_latency_is_planned_for_and_measured(model_file: Path, tmp_path: Path) -> None:
     """A network so small takes what it takes: the limit is one that it keeps, and the table is kept too."""
     output = tmp_path / "a.onnx"
