@@ -32,8 +32,6 @@ _RANKS = 3
 """Ranks of each kind of pair that are measured, from the least to the largest."""
 _CACHE = 1 << 25
 """Bytes that stay in the caches of today's processors and GPUs from one call to the next."""
-_COMPRESSED = 4
-"""Compressed weights take a quarter of their float bytes or less."""
 
 Leading = tuple[int, ...]
 
@@ -86,8 +84,9 @@ def measure(
 class LayerTimes:
     """Looks up what a site costs in a form, in ms for all of its calls.
 
-    Float weights that no cache holds come from memory on each call, and so do compressed ones, if even a
-    quarter of them is more than a cache holds. ``float_bytes`` counts all layers' float weights.
+    Where the float weights of all layers, ``float_bytes``, are more than the caches hold, every layer takes
+    its cold time; compressed ones may fit, but differences to the float graph are predicted best from times
+    of one kind.
     """
 
     table: LatencyTable
@@ -113,8 +112,7 @@ class LayerTimes:
 
     def _ms(self, site: LayerSite, form: LayerForm | None, axes: Leading) -> float:
         latency = self.table.entries[_key(site, form, axes)]
-        weights = self.float_bytes // (1 if form is None else _COMPRESSED)
-        return latency.cold_ms if weights > _CACHE else latency.hot_ms
+        return latency.cold_ms if self.float_bytes > _CACHE else latency.hot_ms
 
 
 def _measured(forms: Iterable[LayerForm | None]) -> list[LayerForm | None]:

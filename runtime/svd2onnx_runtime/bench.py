@@ -164,7 +164,7 @@ def time_runs(
     actual = provider_of(sessions[0])
     feeds = [graph_inputs(session, inputs) for session in sessions]
     calls = [
-        _bound_call(session, own, "cuda") if actual == "cuda" else _call(session, own)
+        BoundCall(session, own, "cuda") if actual == "cuda" else _call(session, own)
         for session, own in zip(sessions, feeds, strict=True)
     ]
     return TimedRuns(
@@ -213,23 +213,30 @@ def _call(session: Session, feeds: dict[str, Array]) -> Callable[[], Any]:
     return lambda: session.run(None, feeds)
 
 
-def _bound_call(session: Session, feeds: dict[str, Array], device: str) -> Callable[[], Any]:
+class BoundCall:
     """One run between fixed buffers on ``device``, returning after the device has finished."""
-    from onnxruntime import OrtValue
 
-    outputs = run(session, feeds)
-    binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array, device, 0))
-    for name, array in outputs.items():
-        buffer = OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0)
-        binding.bind_ortvalue_output(name, buffer)
+    def __init__(self, session: Session, feeds: Mapping[str, Array], device: str) -> None:
+        from onnxruntime import OrtValue
 
-    def call() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        outputs = run(session, feeds)
+        self._session, self._binding = session, session.io_binding()
+        self._values = []
+        for name, array in feeds.items():
+            self._values.append(OrtValue.ortvalue_from_numpy(array, device, 0))
+            self._binding.bind_ortvalue_input(name, self._values[-1])
+        for name, array in outputs.items():
+            self._values.append(OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0))
+            self._binding.bind_ortvalue_output(name, self._values[-1])
 
-    return call
+    def __call__(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def touch(self) -> None:
+        """Read all buffers, which brings them into the caches of the device."""
+        for value in self._values:
+            value.numpy().sum()
 
 
 def _batch(feeds: Mapping[str, Array]) -> int:

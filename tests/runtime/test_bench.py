@@ -15,7 +15,7 @@ from svd2onnx_runtime import (
     open_session,
     run,
 )
-from svd2onnx_runtime.bench import _bound_call, _interleaved
+from svd2onnx_runtime.bench import BoundCall, _interleaved
 from tests.runtime.quantized_graphs import float_matmul, quantized_matmul
 
 
@@ -54,7 +54,7 @@ def test_a_bound_call_computes_into_fixed_buffers(files: dict[str, Path]) -> Non
     x = np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)
     binding = session.io_binding()
     session.io_binding = lambda: binding  # keep hold of the one that the call uses
-    _bound_call(session, {"x": x}, "cpu")()
+    BoundCall(session, {"x": x}, "cpu")()
     (output,) = binding.get_outputs()
     np.testing.assert_array_equal(output.numpy(), run(session, {"x": x})["y"])
 
