@@ -65,22 +65,30 @@ def rounding_errors(
     if statistics is None or not statistics.probes:
         return [_BLIND * (2 if layer.left is not None else 1) for layer in layers]
     evened = divisors(input_rms(layers[0], statistics)["dense"])
-    totals = torch.zeros(len(layers), dtype=torch.float64)
-    for probes in statistics.probes:
-        x = probes.x.float()
-        rounded = _rounded_inputs(x, evened, probes.lengths)
-        dense = _sums(probes, rounded @ _rounded_weight(weight, evened).T - x @ weight.T)
-        for i, layer in enumerate(layers):
-            sums = torch.zeros_like(dense) if layer.dense is None else dense
-            if layer.left is not None and layer.right is not None:
-                left, right = layer.left.dequantize(), layer.right.dequantize()
-                inner = divisors(input_rms(layer, statistics)["left"])
-                handed = _rounded_inputs(rounded @ _rounded_weight(right, evened).T, inner, probes.lengths)
-                change = handed @ _rounded_weight(left, inner).T - (x @ right.T) @ left.T
-                sums = sums + _sums(probes, change)
-            totals[i] += sums.square().sum()
+    wide = _rounded_weight(weight, evened)
+    batches = [
+        (probes, _rounded_inputs(probes.x.float(), evened, probes.lengths)) for probes in statistics.probes
+    ]
+    dense = [_sums(probes, x @ wide.T - probes.x.float() @ weight.T) for probes, x in batches]
+    totals = []
+    for layer in layers:
+        sums = dense if layer.dense is not None else [torch.zeros_like(own) for own in dense]
+        if layer.left is not None and layer.right is not None:
+            left, right = layer.left.dequantize(), layer.right.dequantize()
+            inner = divisors(input_rms(layer, statistics)["left"])
+            first, second = _rounded_weight(right, evened), _rounded_weight(left, inner)
+            sums = [
+                own
+                + _sums(
+                    probes,
+                    _rounded_inputs(x @ first.T, inner, probes.lengths) @ second.T
+                    - (probes.x.float() @ right.T) @ left.T,
+                )
+                for own, (probes, x) in zip(sums, batches, strict=True)
+            ]
+        totals.append(sum(float(own.square().sum()) for own in sums))
     count = sum(probes.count for probes in statistics.probes)
-    return (totals / (2 * count)).tolist()
+    return [total / (2 * count) for total in totals]
 
 
 def _rounded_inputs(x: Tensor, divisors: Tensor, lengths: Sequence[int]) -> Tensor:
