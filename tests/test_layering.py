@@ -16,7 +16,7 @@ LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
     "agreement calibrate rounding factors realize score planner candidates knapsack goals modules "
     "straight_through teacher student rewrite recover nodes qdq export integer settings preparation "
-    "verify report timing building choosing pipeline inspection tables __init__ cli"
+    "verify report timing building choosing pipeline inspection tables plots __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """
