@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from benchmarks.peers import nncf_weights, onnxsim_ptq, ort_nbits, ours, plain_gptq, plain_svd, planned
 from benchmarks.task import Task
 
@@ -33,6 +35,12 @@ class Contender:
 
     def run(self, task: Task, output: Path) -> None:
         self.compress(task, output, **self.setting)
+
+    def build(self, task: Task, output: Path) -> None:
+        """``run`` and say so, unless ``output`` is there already."""
+        if not output.exists():
+            click.echo(f"building {output.name}", err=True)
+            self.run(task, output)
 
 
 def contenders() -> list[Contender]:

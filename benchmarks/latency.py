@@ -23,6 +23,7 @@ import click
 from benchmarks.contenders import Contender
 from benchmarks.graphs import tidy_bytes
 from benchmarks.judging import judge_of
+from benchmarks.markdown import table
 from benchmarks.peers import ort_dynamic, ort_nbits, planned
 from benchmarks.task import load_task
 from svd2onnx_runtime import bench, open_session, synthetic_inputs
@@ -81,18 +82,14 @@ def main(
     paths, quality = {REFERENCE: task.graph}, {REFERENCE: Quality(0.0, 32.0)}
     for contender in contenders(bits):
         path = output / f"{contender.name} {contender.label}.onnx".replace(" ", "-")
-        if not path.exists():
-            click.echo(f"building {path.name}", err=True)
-            contender.run(task, path)
+        contender.build(task, path)
         paths[contender.name] = path
         error = float(judge.errors(path, strict=False)[0].mean())
         quality[contender.name] = Quality(error, task.bits_per_weight(tidy_bytes(path)))
-    results = []
-    for count in threads:
-        for batch in batches:
-            session = open_session(task.graph, provider, threads=count)
-            inputs = synthetic_inputs(session, {"batch": batch, "sequence": sequence})
-            results.append(bench(paths, inputs, provider, count, repeats))
+    session = open_session(task.graph, provider)
+    inputs = [synthetic_inputs(session, {"batch": batch, "sequence": sequence}) for batch in batches]
+    del session
+    results = [bench(paths, inputs, provider, count, repeats) for count in threads]
     record = {
         "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
         "sequence": sequence,
@@ -105,20 +102,23 @@ def main(
 
 def markdown(results: list[BenchResult], quality: dict[str, Quality]) -> str:
     """One line for each graph; ratios to float32, and ms, for each number of threads and batch."""
-    columns = [f"{r.threads} thread{'s' * (r.threads != 1)}, batch {r.batch}" for r in results]
-    lines = [
-        f"| graph | bits | error, deployed | load, s | memory, MB | {' | '.join(columns)} |",
-        "|---|---|---|---|---|" + "---|" * len(columns),
-    ]
-    for i, first in enumerate(results[0].graphs):
-        own = quality[first.name]
-        times = [f"{r.graphs[i].latency_ratio:.2f} ({r.graphs[i].median_ms:.1f} ms)" for r in results]
-        memory = "" if first.resident_mb is None else f"{first.resident_mb:.0f}"
-        lines.append(
-            f"| {first.name} | {own.bits_per_weight:.2f} | {own.error:.5f} | {first.load_s:.2f} | {memory} | "
-            f"{' | '.join(times)} |"
+    columns = [(r.threads or 0, timing) for r in results for timing in r.batches]
+    header = ["graph", "bits", "error, deployed", "load, s", "peak memory, MB"]
+    header += [f"{threads} thread{'s' * (threads != 1)}, batch {t.batch}" for threads, t in columns]
+    rows = []
+    for i, graph in enumerate(results[0].graphs):
+        own, cost = quality[graph.name], graph.footprint
+        rows.append(
+            [
+                graph.name,
+                f"{own.bits_per_weight:.2f}",
+                f"{own.error:.5f}",
+                f"{cost.load_s:.2f}",
+                "" if cost.run_peak_mb is None else f"{cost.run_peak_mb:.0f}",
+                *(f"{t.graphs[i].latency_ratio:.2f} ({t.graphs[i].median_ms:.1f} ms)" for _, t in columns),
+            ]
         )
-    return "\n".join(lines)
+    return table(header, rows)
 
 
 if __name__ == "__main__":

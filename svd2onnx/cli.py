@@ -212,48 +212,54 @@ def inspect(source: Path, data: Path | None, **arguments: Any) -> None:
 @main.command()
 @click.argument("graph", type=_PATH)
 @click.option("--reference", type=_PATH, help="A graph to compare with, such as the float32 one.")
+@click.option("--against", multiple=True, metavar="NAME=FILE", help="A further graph to time beside them.")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--json", "json_path", type=_PATH, help="Also write the results here.")
+@click.option("--plot", type=_PATH, help="Also draw latency against batch here (PNG).")
 @_DIM
 @_PROVIDER
 @_THREADS
 def bench(
     graph: Path,
     reference: Path | None,
+    against: tuple[str, ...],
     batches: tuple[int, ...],
     repeats: int,
     json_path: Path | None,
+    plot: Path | None,
     dims: tuple[str, ...],
     provider: str,
     threads: int | None,
 ) -> None:
-    """Time GRAPH, and --reference beside it, in one process on synthetic inputs."""
-    import json
-    from dataclasses import asdict
-
+    """Time GRAPH, with --reference and others beside it, in one process on synthetic inputs."""
     from svd2onnx.outputs import staged
-    from svd2onnx.tables import bench_table
+    from svd2onnx.plots import draw_latency, pyplot
+    from svd2onnx.tables import bench_table, footprint_table
     from svd2onnx_runtime import bench as run_bench
     from svd2onnx_runtime import open_session, synthetic_inputs
 
+    if plot:
+        pyplot()  # missing, it should fail before the work and not after it
+    paths = ({"reference": reference} if reference else {}) | {"graph": graph}
+    for name, path in _pairs(against, "--against", "NAME=FILE").items():
+        if name in paths:
+            raise click.BadParameter(f"the name {name!r} is taken", param_hint="--against")
+        paths[name] = Path(path)
     session = open_session(graph, provider)
-    paths = {"reference": reference} if reference else {}
     sizes = _sizes(dims)
-    results = [
-        run_bench(
-            {**paths, "graph": graph},
-            synthetic_inputs(session, {**sizes, "batch": batch}),
-            provider,
-            threads,
-            repeats,
-        )
-        for batch in batches
-    ]
-    Console().print(bench_table(results))
+    inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
+    del session
+    result = run_bench(paths, inputs, provider, threads, repeats)
+    console = Console()
+    console.print(bench_table(result))
+    console.print(footprint_table(result))
     if json_path:
         with staged(json_path) as (draft,):
-            draft.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+            draft.write_text(result.to_json() + "\n")
+    if plot:
+        with staged(plot) as (draft,):
+            draw_latency(result, draft)
 
 
 @main.command()
@@ -322,12 +328,22 @@ def certify(graph: Path, dims: tuple[str, ...], provider: str) -> None:
 def _sizes(dims: Iterable[str]) -> dict[str, int]:
     """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
     sizes = {"sequence": 64}
-    for dim in dims:
-        name, _, size = dim.partition("=")
-        if not name or not size.isdigit() or int(size) < 1:
-            raise click.BadParameter(f"{dim!r} is not NAME=SIZE with a positive size", param_hint="--dim")
+    for name, size in _pairs(dims, "--dim", "NAME=SIZE").items():
+        if not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{size!r} is no positive size", param_hint="--dim")
         sizes[name] = int(size)
     return sizes
+
+
+def _pairs(options: Iterable[str], hint: str, form: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dict, for an option ``hint`` that is to have this ``form``."""
+    pairs = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not name or not value:
+            raise click.BadParameter(f"{option!r} is not {form}", param_hint=hint)
+        pairs[name] = value
+    return pairs
 
 
 def _progress() -> Progress:

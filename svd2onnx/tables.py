@@ -95,30 +95,64 @@ def inspection_table(rows: Sequence[LayerInspection]) -> Table:
     return table
 
 
-def bench_table(results: Sequence[BenchResult]) -> Table:
-    """One line for each graph and batch."""
-    first = results[0]
-    threads = first.threads or "default"
+def bench_table(result: BenchResult) -> Table:
+    """One line for each batch and graph: how fast, beside the reference and beside the machine's limit."""
+    roofline = result.roofline
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in roofline.operations_per_s.items())
     table = Table(
-        *("batch", "graph", "median ms", "p10", "p90", "p99", "samples/s", "ratio"),
-        *("load s", "memory MB", "file"),
-        title=f"{first.provider}, {threads} threads, onnxruntime {first.onnxruntime}",
+        *("batch", "graph", "median ms", "p95 ms", "samples/s", "ratio", "limit ms", "x limit"),
+        title=f"{result.device} ({_conditions(result)})",
+        caption=f"limit: {roofline.bytes_per_s / 1e9:,.1f} GB/s; 10^9 operations a second: {rates}",
     )
-    for result in results:
-        for graph in result.graphs:
-            resident = "" if graph.resident_mb is None else f"{graph.resident_mb:.0f}"
-            times = (graph.median_ms, graph.p10_ms, graph.p90_ms, graph.p99_ms)
+    for batch in result.batches:
+        for graph in batch.graphs:
             table.add_row(
-                str(result.batch),
+                str(batch.batch),
                 graph.name,
-                *(f"{time:.2f}" for time in times),
+                f"{graph.median_ms:.2f}",
+                f"{graph.p95_ms:.2f}",
                 f"{graph.samples_per_s:.1f}",
                 f"{graph.latency_ratio:.2f}",
-                f"{graph.load_s:.2f}",
-                resident,
-                megabytes(graph.file_bytes),
+                f"{graph.limit_ms:.2f}",
+                f"{graph.median_ms / graph.limit_ms:.1f}",
             )
+        table.add_section()
     return table
+
+
+def footprint_table(result: BenchResult) -> Table:
+    """One line for each graph: its file, and what loading it and the first run of the first batch cost."""
+    on_gpu = result.provider == "cuda"
+    table = Table(
+        *("graph", "file", "load s", "ratio", "peak MB, load", "x file", "peak MB, run"),
+        *(("GPU MB, load", "GPU MB, run", "not on the GPU") if on_gpu else ()),
+    )
+    first_s = result.graphs[0].footprint.load_s
+    for graph in result.graphs:
+        own = graph.footprint
+        kept = "" if own.load_peak_mb is None else f"{own.load_peak_mb * 1e6 / graph.file_bytes:.1f}"
+        gpu = (_mb(own.gpu_load_mb), _mb(own.gpu_run_mb), ", ".join(graph.elsewhere)) if on_gpu else ()
+        table.add_row(
+            graph.name,
+            megabytes(graph.file_bytes),
+            f"{own.load_s:.2f}",
+            f"{own.load_s / first_s:.2f}",
+            _mb(own.load_peak_mb),
+            kept,
+            _mb(own.run_peak_mb),
+            *gpu,
+        )
+    return table
+
+
+def _conditions(result: BenchResult) -> str:
+    threads = f"{result.threads or 'default'} thread{'s' * (result.threads != 1)}"
+    tf32 = "" if result.tf32 is None else f", TF32 {'on' if result.tf32 else 'off'}"
+    return f"{result.provider}, {threads}{tf32}, onnxruntime {result.onnxruntime}"
+
+
+def _mb(count: float | None) -> str:
+    return "" if count is None else f"{count:.0f}"
 
 
 def evaluation_table(result: EvaluationResult) -> Table:

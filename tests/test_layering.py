@@ -17,7 +17,7 @@ LAYERS = (
     "agreement calibrate rounding factors realize score activations planner candidates knapsack deadline "
     "goals modules straight_through teacher student rewrite recover nodes stored qdq export integer "
     "layer_graphs latency settings folded packed half forms preparation clock verify report timing "
-    "building choosing settling pipeline inspection tables __init__ cli"
+    "building choosing settling pipeline inspection tables plots __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

@@ -4,22 +4,30 @@
 ``bench`` times graphs side by side, ``evaluate`` compares one with its float32 original.
 """
 
-from svd2onnx_runtime.bench import BenchResult, GraphTiming, TimedRuns, bench, graph_bytes, time_runs
+from svd2onnx_runtime.bench import (
+    BatchTiming,
+    BenchedGraph,
+    BenchResult,
+    GraphTiming,
+    bench,
+    bench_by_batch,
+    graph_bytes,
+)
 from svd2onnx_runtime.certify import Certificate, certify
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
 from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
+from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
-from svd2onnx_runtime.session import (
-    gpu_count,
-    open_session,
-    provider_of,
-    run,
-    synthetic_inputs,
-)
+from svd2onnx_runtime.roofline import Roofline, measure_roofline
+from svd2onnx_runtime.session import open_session, provider_of, run, synthetic_inputs
+from svd2onnx_runtime.timing import TimedRuns, time_runs
+from svd2onnx_runtime.work import Work, count_work
 
 __all__ = [
+    "BatchTiming",
     "BenchResult",
+    "BenchedGraph",
     "Certificate",
     "EvaluationResult",
     "Footprint",
@@ -27,15 +35,20 @@ __all__ = [
     "GraphTiming",
     "InputsError",
     "ProviderError",
+    "Roofline",
     "Svd2OnnxError",
     "TimedRuns",
+    "Work",
     "bench",
+    "bench_by_batch",
     "certify",
+    "count_work",
     "evaluate",
     "fidelity",
     "gpu_count",
     "graph_bytes",
     "measure_footprint",
+    "measure_roofline",
     "open_session",
     "provider_of",
     "run",

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from svd2onnx_runtime.bench import BoundCall
 from svd2onnx_runtime.errors import InputsError
 from svd2onnx_runtime.session import open_session, ort_version, provider_of, synthetic_inputs
+from svd2onnx_runtime.timing import BoundCall
 
 FORMAT = "svd2onnx-latency/1"
 _FLUSHED = 1 << 26

@@ -15,9 +15,7 @@ fast.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
+from svd2onnx_runtime.machine import gpu_count
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -135,18 +134,6 @@ def provider_of(session: Session) -> str:
 def provider_name(provider: str) -> str:
     """The name that onnxruntime has for "cpu" or "cuda"."""
     return _PROVIDERS[provider]
-
-
-def gpu_count() -> int:
-    """The number of GPUs that the CUDA driver shows; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -148,17 +148,36 @@ def test_evaluate_measures_both_graphs(compressed: Run) -> None:
     assert "positive" in result.stdout
 
 
-def test_bench_times_both_graphs(compressed: Run, tmp_path: Path) -> None:
-    json_path = tmp_path / "bench.json"
+@ONE_FILE
+def test_bench_times_all_graphs(compressed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    json_path, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     result = svd2onnx(
-        *("bench", compressed.output, "--reference", compressed.reference, "--batch", 2, "--repeats", 3),
-        *("--dim", "sequence=5", "--provider", "cpu", "--threads", 1, "--json", json_path),
+        *("bench", compressed.output, "--reference", compressed.reference, "--repeats", 3, "--batch", 2),
+        *("--against", f"a copy={compressed.output}", "--dim", "sequence=5", "--provider", "cpu"),
+        *("--threads", 1, "--json", json_path, "--plot", plot),
     )
     assert result.exit_code == 0, result.output
-    (record,) = json.loads(json_path.read_text())
-    assert [graph["name"] for graph in record["graphs"]] == ["reference", "graph"]
+    record = json.loads(json_path.read_text())
+    names = ["reference", "graph", "a copy"]
+    assert [graph["name"] for graph in record["graphs"]] == names
     assert record["graphs"][1]["file_bytes"] == compressed.output.stat().st_size
-    assert (record["batch"], record["threads"], record["repeats"]) == (2, 1, 3)
+    assert (record["threads"], record["repeats"]) == (1, 3)
+    (timing,) = record["batches"]
+    assert timing["batch"] == 2
+    assert [graph["name"] for graph in timing["graphs"]] == names
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    for part in ("x limit", "peak MB, load", "a copy"):
+        assert part in result.stdout
+
+
+@ONE_FILE
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_timed(
+    compressed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = svd2onnx("bench", compressed.output, "--plot", tmp_path / "bench.png")
+    assert_fails(result, "pip install 'svd2onnx[benchmarks]'")
 
 
 def test_inspect_lists_every_layer_with_its_reason(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +310,8 @@ def test_certify_of_a_float_graph_has_nothing_to_certify(compressed: Run) -> Non
         ("compress-export", "model.py", "--calibration-samples", "-1"),
         ("bench", "graph.onnx", "--dim", "sequence"),
         ("bench", "graph.onnx", "--repeats", "0"),
+        ("bench", "graph.onnx", "--against", "other.onnx"),
+        ("bench", "graph.onnx", "--against", "graph=other.onnx"),
         ("evaluate", "graph.onnx"),
         ("certify", "graph.onnx", "--provider", "tpu"),
     ],

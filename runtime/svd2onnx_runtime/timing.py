@@ -1,0 +1,139 @@
+"""The runs of several graphs, timed in turn.
+
+The graphs take turns (a, b, then b, a, ...), so that a slow moment of the machine hits all of them,
+and the latency ratio is the median over rounds of the ratio within a round, which such moments
+barely move. On CUDA the inputs and outputs stay in fixed GPU buffers (IOBinding): no copy is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.session import (
+    Array,
+    Session,
+    graph_inputs,
+    open_session,
+    provider_of,
+    run,
+)
+
+
+@dataclass(frozen=True)
+class TimedRuns:
+    """The runs of some graphs in turn: ``seconds`` [repeats, graphs], the reference first.
+
+    ``feeds`` are the inputs that each graph took; ``provider``, ``tf32`` and ``batch`` are those of
+    ``BenchResult``.
+    """
+
+    provider: str
+    tf32: bool | None
+    batch: int
+    feeds: tuple[dict[str, Array], ...]
+    seconds: Array
+
+    @property
+    def ratios(self) -> Array:
+        """The median over rounds of each graph's time over the reference's in that round, [graphs]."""
+        ratios: Array = np.median(self.seconds / self.seconds[:, :1], axis=0)
+        return ratios
+
+
+def time_runs(
+    paths: Sequence[str | os.PathLike[str]],
+    inputs: Mapping[str, Array],
+    provider: str = "auto",
+    threads: int | None = None,
+    repeats: int = 50,
+    warmup: int = 5,
+) -> TimedRuns:
+    """Time the graphs at ``paths`` (the first is the reference) in turn on the same ``inputs``.
+
+    Their sessions are closed on return, so that they do not weigh on what is measured next. Raises
+    ProviderError, GraphError and InputsError.
+    """
+    if not paths or repeats < 1 or warmup < 0:
+        raise InputsError(
+            "expected at least one graph, repeats >= 1 and warmup >= 0, found "
+            f"{len(paths)} graphs, repeats = {repeats} and warmup = {warmup}"
+        )
+    sessions = [open_session(path, provider, threads=threads) for path in paths]
+    actual = provider_of(sessions[0])
+    feeds = [graph_inputs(session, inputs) for session in sessions]
+    calls = [
+        BoundCall(session, own, "cuda") if actual == "cuda" else _call(session, own)
+        for session, own in zip(sessions, feeds, strict=True)
+    ]
+    return TimedRuns(
+        provider=actual,
+        tf32=_tf32(sessions[0]) if actual == "cuda" else None,
+        batch=_batch(feeds[0]),
+        feeds=tuple(feeds),
+        seconds=_interleaved(calls, repeats, warmup),
+    )
+
+
+def _interleaved(calls: list[Callable[[], Any]], repeats: int, warmup: int) -> Any:
+    """Seconds [repeats, graphs]; the order turns around from round to round."""
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    seconds = np.empty((repeats, len(calls)))
+    order = list(range(len(calls)))
+    for turn in range(repeats):
+        for i in order if turn % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            calls[i]()
+            seconds[turn, i] = time.perf_counter() - start
+    return seconds
+
+
+def _call(session: Session, feeds: dict[str, Array]) -> Callable[[], Any]:
+    """One run from and to host memory; a first run reports inputs that do not fit."""
+    run(session, feeds)
+    return lambda: session.run(None, feeds)
+
+
+class BoundCall:
+    """One run between fixed buffers on ``device``, returning after the device has finished."""
+
+    def __init__(self, session: Session, feeds: Mapping[str, Array], device: str) -> None:
+        from onnxruntime import OrtValue
+
+        outputs = run(session, feeds)
+        self._session, self._binding = session, session.io_binding()
+        self._values = []
+        for name, array in feeds.items():
+            self._values.append(OrtValue.ortvalue_from_numpy(array, device, 0))
+            self._binding.bind_ortvalue_input(name, self._values[-1])
+        for name, array in outputs.items():
+            self._values.append(OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0))
+            self._binding.bind_ortvalue_output(name, self._values[-1])
+
+    def __call__(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def touch(self) -> None:
+        """Read all buffers, which brings them into the caches of the device."""
+        for value in self._values:
+            value.numpy().sum()
+
+
+def _batch(feeds: Mapping[str, Array]) -> int:
+    """The first axis of the graph's first input; 1 for a graph that takes a scalar or nothing."""
+    shapes = [array.shape for array in feeds.values()]
+    return int(shapes[0][0]) if shapes and shapes[0] else 1
+
+
+def _tf32(session: Session) -> bool:
+    options = session.get_provider_options()["CUDAExecutionProvider"]
+    return bool(options.get("use_tf32") == "1")

@@ -1,0 +1,28 @@
+"""Timed runs: the order of turns, and calls that compute into fixed buffers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from svd2onnx_runtime import open_session, run
+from svd2onnx_runtime.timing import BoundCall, _interleaved
+from tests.runtime.quantized_graphs import float_matmul
+
+
+def test_graphs_take_turns_and_the_order_turns_around() -> None:
+    calls: list[str] = []
+    seconds = _interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 3, 1)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"  # warm-up, then three rounds
+    assert seconds.shape == (3, 2)
+    assert (seconds > 0).all()
+
+
+def test_a_bound_call_computes_into_fixed_buffers(tmp_path: Path) -> None:
+    float_matmul(tmp_path / "float.onnx", np.random.default_rng(1).standard_normal((512, 8)))
+    session = open_session(tmp_path / "float.onnx", "cpu")
+    x = np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)
+    binding = session.io_binding()
+    session.io_binding = lambda: binding  # keep hold of the one that the call uses
+    BoundCall(session, {"x": x}, "cpu")()
+    (output,) = binding.get_outputs()
+    np.testing.assert_array_equal(output.numpy(), run(session, {"x": x})["y"])
