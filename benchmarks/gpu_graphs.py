@@ -41,7 +41,15 @@ class Form:
 
 PLANNED = Form("svd2onnx", "as compress-export writes it: DequantizeLinear and MatMul")
 """The form that the plan is made for; the others are written from its plan."""
-FORMS = (Form("svd2onnx int8 activations", "--activations int8", {"activations": "int8"}, ("cpu",)),)
+FORMS = (
+    Form("svd2onnx folded", "--operator folded", {"operator": "folded"}),
+    Form("svd2onnx matmulnbits", "--operator matmulnbits", {"operator": "matmulnbits"}),
+    Form("svd2onnx float16", "--dtype float16", {"dtype": "float16"}),
+    Form("svd2onnx folded float16", "both", {"operator": "folded", "dtype": "float16"}),
+    Form("svd2onnx matmulnbits float16", "both", {"operator": "matmulnbits", "dtype": "float16"}),
+    # On CUDA its nodes fall back to the CPU.
+    Form("svd2onnx int8 activations", "--activations int8", {"activations": "int8"}, ("cpu",)),
+)
 
 
 def peers() -> list[tuple[Contender, str, tuple[str, ...]]]:

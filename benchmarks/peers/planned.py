@@ -29,6 +29,9 @@ from svd2onnx.settings import Settings
 from svd2onnx.settling import better_of, reach
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable
 
+_PACED = {"batch": 1, "sequence": 128}
+"""The inputs that a pace is meant for."""
+
 
 @dataclass(frozen=True)
 class Priced:
@@ -49,16 +52,6 @@ class Planned:
     predicted: float | None
 
 
-@dataclass(frozen=True)
-class Pace:
-    """A limit of latency, as a share of float32's, and what it is measured on."""
-
-    ratio: float
-    threads: int
-    batch: int
-    sequence: int
-
-
 def compress(
     task: Task,
     output: Path,
@@ -66,12 +59,12 @@ def compress(
     bits: float,
     recover: int = 0,
     activations: str = "float",
-    pace: Pace | None = None,
+    pace: float | None = None,
 ) -> None:
     """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
 
-    ``activations`` is "float", "int8", or with a ``pace`` "auto". What was predicted is written beside
-    ``output``, as JSON under the suffix ``.predicted``.
+    ``activations`` is "float", "int8", or with a ``pace``, the share of float32's latency that may be taken,
+    "auto". What was predicted is written beside ``output``, as JSON under the suffix ``.predicted``.
     """
     planned = plan_size(task, output, bits, recover, activations, pace)
     output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
@@ -83,7 +76,7 @@ def plan_size(
     bits: float,
     recover: int = 0,
     activations: str = "float",
-    pace: Pace | None = None,
+    pace: float | None = None,
 ) -> Planned:
     """Write the file to ``output``, as ``compress`` does, and tell what was planned."""
     priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
@@ -94,8 +87,8 @@ def plan_size(
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in allowed]
     allowed_ms = math.inf
     if pace is not None:
-        clock = _clock(priced.prepared, task.graph, pace)
-        menu, allowed_ms = clock.timed(menu), clock.allowed_ms(pace.ratio)
+        clock = _clock(priced.prepared, task.graph)
+        menu, allowed_ms = clock.timed(menu), clock.allowed_ms(pace)
     goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target, allowed_ms)
     with staged(output) as (draft,):
         builder = Builder(
@@ -126,10 +119,9 @@ def _computes(candidate: Candidate, allowed: Sequence[str]) -> bool:
     return form is None or not form.specs or form.activations in allowed
 
 
-def _clock(prepared: Prepared, graph: Path, pace: Pace) -> Clock:
-    """Against the graph without noted shapes, as files are written."""
+def _clock(prepared: Prepared, graph: Path) -> Clock:
+    """Against the graph without noted shapes, as files are written; of one thread."""
     bare = graph.with_suffix(".bare.onnx")
     tidy(graph, bare)
-    sizes = {"batch": pace.batch, "sequence": pace.sequence}
-    table = LatencyTable(Conditions.here("cpu", pace.threads), {})
-    return start_clock(prepared, bare, sizes, ACTIVATIONS, table, silent)
+    table = LatencyTable(Conditions.here("cpu", threads=1), {})
+    return start_clock(prepared, bare, _PACED, ACTIVATIONS, table, silent)

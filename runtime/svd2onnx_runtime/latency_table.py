@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.session import open_session, ort_version, provider_of, synthetic_inputs
 from svd2onnx_runtime.timing import BoundCall
 
@@ -32,9 +31,9 @@ _FLUSHED = 1 << 26
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a table is true of. ``threads`` None is onnxruntime's own choice."""
+    """What a table is true of: a processor or a GPU; ``threads`` None is onnxruntime's own choice."""
 
-    machine: str
+    device: str
     provider: str
     onnxruntime: str
     threads: int | None
@@ -42,7 +41,7 @@ class Conditions:
     @classmethod
     def here(cls, provider: str, threads: int | None) -> Conditions:
         """Those of this machine."""
-        return cls(machine_name(), provider, ort_version(), threads)
+        return cls(device_name(provider), provider, ort_version(), threads)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class LatencyTable:
             if record["format"] != FORMAT:
                 raise ValueError(record["format"])
             entries = {_key(entry): _latency(entry) for entry in record["entries"]}
-            named = (record[name] for name in ("machine", "provider", "onnxruntime", "threads"))
+            named = (record[name] for name in ("device", "provider", "onnxruntime", "threads"))
             return cls(Conditions(*named), entries)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             line = " ".join(str(error).split())
@@ -135,17 +134,6 @@ def typical(seconds: Any) -> Any:
     that medians of the two would not fit together.
     """
     return np.percentile(seconds, 10, axis=0)
-
-
-def machine_name() -> str:
-    """The processor's name and the number of its cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return f"{name}, {len(usable)} cores"
 
 
 def _flusher(provider: str) -> Callable[[], object]:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 ROOT = Path(__file__).parents[2]
 NAMES = [
     *("float32", "float16", "onnxruntime 4-bit", "onnxruntime dynamic int8"),
-    *("svd2onnx", "svd2onnx int8 activations"),
+    *("svd2onnx", "svd2onnx folded", "svd2onnx matmulnbits", "svd2onnx float16"),
+    *("svd2onnx folded float16", "svd2onnx matmulnbits float16", "svd2onnx int8 activations"),
 ]
 
 BLOCK_AND_RUN = """
@@ -96,7 +97,7 @@ def test_a_provider_that_is_not_here_is_one_line(
 
 def test_graphs_of_the_folder_are_not_built_again(folder: Path, source: Path) -> None:
     made = {path: path.stat().st_mtime_ns for path in folder.glob("svd2onnx*.onnx")}
-    assert len(made) == 2
+    assert len(made) == 7
     CliRunner().invoke(gpu_graphs.main, [str(source), "-o", str(folder), "--calibration-samples", "16"])
     assert {path: path.stat().st_mtime_ns for path in folder.glob("svd2onnx*.onnx")} == made
 

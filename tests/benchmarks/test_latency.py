@@ -20,7 +20,7 @@ def test_graphs_are_judged_and_timed_and_kept(
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "latency.json").read_text())
-    names = ["float32", *(contender.name for contender in contenders(8.0))]
+    names = ["float32", "float32, shapes noted", *(contender.name for contender in contenders(8.0))]
     assert list(record["quality"]) == names
     (result,) = record["results"]
     assert [graph["name"] for graph in result["graphs"]] == names
@@ -29,11 +29,12 @@ def test_graphs_are_judged_and_timed_and_kept(
     assert timing["batch"] == 2
     assert all(graph["median_ms"] > 0 for graph in timing["graphs"])
     assert record["quality"]["float32"] == {"error": 0.0, "bits_per_weight": 32.0}
-    for name in names[1:]:
-        assert 0 < record["quality"][name]["error"] < 0.1
+    for name in names[2:]:
+        # Of so small a network the layers take hardly any time, so that to be faster costs a lot.
+        assert 0 < record["quality"][name]["error"] < (1 if name == "svd2onnx paced" else 0.1)
         assert 4 < record["quality"][name]["bits_per_weight"] < 14
     assert f"| {names[-1]} |" in done.output
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("svd2onnx*.onnx")}
-    assert len(made) == 2
+    assert len(made) == 3
     CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("svd2onnx*.onnx")} == made

@@ -10,9 +10,9 @@ from svd2onnx_runtime.latency_table import (
     LatencyTable,
     LayerKey,
     LayerLatency,
-    machine_name,
     time_layers,
 )
+from svd2onnx_runtime.machine import device_name
 from tests.runtime.quantized_graphs import quantized_matmul
 
 KEY = LayerKey("linear", "int4/32", (96, 64), (1, 128))
@@ -24,7 +24,7 @@ def table() -> LatencyTable:
 
 def test_json_keeps_everything() -> None:
     assert LatencyTable.from_json(table().to_json()) == table()
-    assert table().conditions.machine == machine_name()
+    assert table().conditions.device == device_name("cpu")
 
 
 def test_new_entries_win() -> None:
