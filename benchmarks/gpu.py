@@ -173,13 +173,18 @@ def _costs(verdicts: Sequence[Verdict], result: BenchResult) -> str:
                 verdict.what + elsewhere,
                 f"{graph.file_bytes / 1e6:.1f}",
                 f"{verdict.fidelity:.5f}",
-                f"{verdict.quantized - len(verdict.unfused)} of {verdict.quantized}",
+                _fused(verdict),
                 f"{cost.load_s:.2f}",
                 "" if cost.load_peak_mb is None else f"{cost.load_peak_mb:.0f}",
                 "" if cost.gpu_load_mb is None else f"{cost.gpu_load_mb:.0f} / {cost.gpu_run_mb:.0f}",
             ]
         )
     return table(header, rows)
+
+
+def _fused(verdict: Verdict) -> str:
+    fused = verdict.quantized - len(verdict.unfused)
+    return f"{fused} of {verdict.quantized}" if verdict.quantized else ""
 
 
 def _driver() -> str | None:

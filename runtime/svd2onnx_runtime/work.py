@@ -71,7 +71,7 @@ def count_work(
         operations=sum(_operations(node) for node in nodes),
         moved_bytes=sum(_constant_bytes(node) for node in nodes)
         + sum(array.nbytes for array in (*feeds.values(), *outputs.values())),
-        elsewhere=tuple(sorted({node["op_name"] for node in nodes if node["provider"] != wanted})),
+        elsewhere=tuple(sorted({node["op_name"] for node in nodes if node.get("provider") != wanted})),
     )
 
 
@@ -99,5 +99,5 @@ def _shapes(types: Sequence[Mapping[str, Sequence[int]]]) -> list[Sequence[int]]
 
 
 def _constant_bytes(node: Mapping[str, Any]) -> int:
-    constants, output = int(node["parameter_size"]), int(node["output_size"])
+    constants, output = int(node.get("parameter_size", 0)), int(node.get("output_size", 0))
     return min(constants, output) if node["op_name"] in _GATHERS else constants
