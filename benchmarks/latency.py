@@ -35,8 +35,6 @@ from svd2onnx_runtime.bench import BenchResult
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 REFERENCE, NOTED = "float32", "float32, shapes noted"
-PACE = 0.36
-"""Of float32's latency: somewhat faster than all layers in int8."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,13 @@ class Quality:
 
 
 def contenders(bits: float) -> list[Contender]:
-    """onnxruntime's 4-bit and dynamic int8 graphs, and svd2onnx at ``bits``: floats, int8, faster."""
+    """onnxruntime's 4-bit and dynamic int8 graphs, and svd2onnx at ``bits`` with either arithmetic."""
     return [
         Contender("onnxruntime 4-bit", ort_nbits.compress, {"algorithm": "default", "bits": 4, "block": 32}),
         Contender("onnxruntime dynamic int8", ort_dynamic.compress),
         Contender("onnxruntime dynamic int8, no shapes", ort_dynamic.compress, {"shapes": False}),
         Contender("svd2onnx", planned.compress, {"bits": bits}),
         Contender("svd2onnx int8 activations", planned.compress, {"bits": bits, "activations": "int8"}),
-        Contender("svd2onnx paced", planned.compress, {"bits": bits, "activations": "auto", "pace": PACE}),
     ]
 
 

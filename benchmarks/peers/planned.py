@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.graphs import tidy
 from benchmarks.task import Task
 from svd2onnx.building import Build, Builder
 from svd2onnx.calibrate import LayerStatistics, hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
-from svd2onnx.clock import Clock, start_clock
 from svd2onnx.goals import SizeGoal
 from svd2onnx.loading import Batch
 from svd2onnx.outputs import staged
@@ -27,10 +24,6 @@ from svd2onnx.report import Choice
 from svd2onnx.schema import ACTIVATIONS
 from svd2onnx.settings import Settings
 from svd2onnx.settling import better_of, reach
-from svd2onnx_runtime.latency_table import Conditions, LatencyTable
-
-_PACED = {"batch": 1, "sequence": 128}
-"""The inputs that a pace is meant for."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +52,13 @@ def compress(
     bits: float,
     recover: int = 0,
     activations: str = "float",
-    pace: float | None = None,
 ) -> None:
     """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
 
-    ``activations`` is "float", "int8", or with a ``pace``, the share of float32's latency that may be taken,
-    "auto". What was predicted is written beside ``output``, as JSON under the suffix ``.predicted``.
+    ``activations`` is "float" or "int8", see ``svd2onnx.integer``. What was predicted is written beside
+    ``output``, as JSON under the suffix ``.predicted``.
     """
-    planned = plan_size(task, output, bits, recover, activations, pace)
+    planned = plan_size(task, output, bits, recover, activations)
     output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
 
 
@@ -76,20 +68,14 @@ def plan_size(
     bits: float,
     recover: int = 0,
     activations: str = "float",
-    pace: float | None = None,
 ) -> Planned:
     """Write the file to ``output``, as ``compress`` does, and tell what was planned."""
     priced = _priced(task.source, task.data, task.calibration_samples, task.kept)
     target = task.other_bytes + int(bits * task.linear_weights / 8)
-    allowed = ACTIVATIONS if activations == "auto" else (activations,)
-    menu = {name: [c for c in options if _computes(c, allowed)] for name, options in priced.menu.items()}
+    menu = {name: [c for c in options if _computes(c, activations)] for name, options in priced.menu.items()}
     sites = priced.prepared.sites
-    uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in allowed]
-    allowed_ms = math.inf
-    if pace is not None:
-        clock = _clock(priced.prepared, task.graph)
-        menu, allowed_ms = clock.timed(menu), clock.allowed_ms(pace)
-    goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target, allowed_ms)
+    uniform = [with_activations(plan, sites, activations) for plan in uniform_plans(sites)]
+    goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target)
     with staged(output) as (draft,):
         builder = Builder(
             priced.prepared, priced.statistics, priced.judging, draft, task.graph, "cpu", silent
@@ -113,15 +99,7 @@ def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]
     return Priced(prepared, without_probes(statistics), judging, menu)
 
 
-def _computes(candidate: Candidate, allowed: Sequence[str]) -> bool:
-    """Whether its MatMuls, if there are any, compute with what is allowed; tables are not on this menu."""
+def _computes(candidate: Candidate, activations: str) -> bool:
+    """Whether its MatMuls, if there are any, compute with ``activations``; tables are not on this menu."""
     form = candidate.form
-    return form is None or not form.specs or form.activations in allowed
-
-
-def _clock(prepared: Prepared, graph: Path) -> Clock:
-    """Against the graph without noted shapes, as files are written; of one thread."""
-    bare = graph.with_suffix(".bare.onnx")
-    tidy(graph, bare)
-    table = LatencyTable(Conditions.here("cpu", threads=1), {})
-    return start_clock(prepared, bare, _PACED, ACTIVATIONS, table, silent)
+    return form is None or not form.specs or form.activations == activations

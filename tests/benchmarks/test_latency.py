@@ -29,12 +29,11 @@ def test_graphs_are_judged_and_timed_and_kept(
     assert timing["batch"] == 2
     assert all(graph["median_ms"] > 0 for graph in timing["graphs"])
     assert record["quality"]["float32"] == {"error": 0.0, "bits_per_weight": 32.0}
-    # The last is planned for time: of so small a network the layers take hardly any, and are all given up.
-    for name in names[2:-1]:
+    for name in names[2:]:
         assert 0 < record["quality"][name]["error"] < 0.1
         assert 4 < record["quality"][name]["bits_per_weight"] < 14
     assert f"| {names[-1]} |" in done.output
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("svd2onnx*.onnx")}
-    assert len(made) == 3
+    assert len(made) == 2
     CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("svd2onnx*.onnx")} == made

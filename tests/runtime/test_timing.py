@@ -12,7 +12,8 @@ from tests.runtime.quantized_graphs import float_matmul
 def test_graphs_take_turns_and_the_order_turns_around() -> None:
     calls: list[str] = []
     seconds = _interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 3, 1)
-    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"  # warm-up, then three rounds
+    # A warm-up, then three rounds in which each timed run follows one that is not timed.
+    assert "".join(calls) == "ab" + "aabb" + "bbaa" + "aabb"
     assert seconds.shape == (3, 2)
     assert (seconds > 0).all()
 
