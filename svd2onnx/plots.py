@@ -1,4 +1,4 @@
-"""A benchmark as a picture; matplotlib comes with the extra "benchmarks"."""
+"""A benchmark as a picture; matplotlib comes with the extra "plot"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise OutputError(
-            "a plot needs matplotlib, which is not installed: pip install 'svd2onnx[benchmarks]'"
+            "a plot needs matplotlib, which is not installed: pip install 'svd2onnx[plot]'"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -177,7 +177,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_timed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = svd2onnx("bench", compressed.output, "--plot", tmp_path / "bench.png")
-    assert_fails(result, "pip install 'svd2onnx[benchmarks]'")
+    assert_fails(result, "pip install 'svd2onnx[plot]'")
 
 
 def test_inspect_lists_every_layer_with_its_reason(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
