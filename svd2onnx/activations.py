@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svd2onnx.calibrate import LayerStatistics, ProbedRows
+from svd2onnx.layer_statistics import LayerStatistics, ProbedRows
 from svd2onnx.schema import CompressedLayer
 
 LARGEST = 127
@@ -67,7 +67,9 @@ def rounding_errors(
     evened = divisors(input_rms(layers[0], statistics)["dense"])
     wide = _rounded_weight(weight, evened)
     batches = [
-        (probes, _rounded_inputs(probes.x.float(), evened, probes.lengths)) for probes in statistics.probes
+        (probes, _rounded_inputs(probes.x.float(), evened, probes.lengths))
+        for probes in statistics.probes
+        if isinstance(probes, ProbedRows)
     ]
     dense = [_sums(probes, x @ wide.T - probes.x.float() @ weight.T) for probes, x in batches]
     totals = []

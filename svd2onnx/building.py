@@ -10,11 +10,11 @@ import onnx_ir as ir
 from torch import nn
 
 from svd2onnx.agreement import mean_error
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export
 from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track

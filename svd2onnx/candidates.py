@@ -8,17 +8,19 @@
     rank 0                     the bias alone
 
 Tables (embeddings) are quantized by rounding to nearest, whole rows at a time, and have no low-rank forms.
+Convolutions have dense forms and, without groups, pairs; corrections would cost them time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from svd2onnx.activations import rounding_errors
-from svd2onnx.calibrate import LayerStatistics
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.planner import fitting_spec
 from svd2onnx.progress import Track, silent
@@ -88,9 +90,11 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
     """The compressed forms that suit ``site``, dense ones first, and take fewer bytes than float."""
     dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
     forms = [LayerForm(dense=spec) for spec in dense]
+    if site.kind != "embedding" and site.groups == 1 and max(site.shape) <= _LARGEST_FACTORIZED:
+        forms += _pairs(site)
     if site.kind == "linear":
         if max(site.shape) <= _LARGEST_FACTORIZED:
-            forms += [*_pairs(site.shape), *_corrections(site.shape)]
+            forms += _corrections(site.shape)
         forms.append(LayerForm())
     return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]
 
@@ -117,7 +121,7 @@ def _priced(
     if priced and priced[-1].form == LayerForm():
         priced[-1] = replace(priced[-1], error=max(priced[-1].error, dropped))
     whole = Candidate(None, site.float_bytes, 0.0)
-    if site.kind == "embedding" or "int8" not in activations:
+    if site.kind != "linear" or "int8" not in activations:
         return [whole, *priced]
     integer = _in_int8(priced, rounding_errors(weight, layers, statistics))
     if "float" not in activations:
@@ -141,16 +145,23 @@ def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer
     return [error for part in parts for error in predict([weight - layer.weight() for layer in part])]
 
 
-def _pairs(shape: tuple[int, ...]) -> Iterator[LayerForm]:
-    """Ranks that grow by about a quarter, as long as the pair is clearly smaller than 4 bits dense."""
+def _pairs(site: LayerSite) -> Iterator[LayerForm]:
+    """Ranks that grow by about a quarter, as long as the pair is clearly smaller than 4 bits dense.
+
+    One of a convolution must save arithmetic besides: it is two convolutions where a float one is as fast.
+    """
+    shape = site.shape
     limit = _PAIR_LIMIT * LayerForm(dense=QuantSpec(4, 128)).stored_bytes(shape)
+    most = min(shape)
+    if site.kind == "convolution":
+        most = int(_PAIR_LIMIT * math.prod(shape) / sum(shape))
     for bits in BITS:
         spec, blocks = QuantSpec(bits, FACTOR_BLOCK), 1
-        if bits == 2 and shape[0] % 4:
+        if site.kind == "linear" and bits == 2 and shape[0] % 4:
             continue  # int2 goes wrong in onnxruntime, see ``fitting_spec``
         while True:
             form = LayerForm(rank=blocks * FACTOR_BLOCK, factors=spec)
-            if form.rank > min(shape) or form.stored_bytes(shape) > limit:
+            if form.rank > most or form.stored_bytes(shape) > limit:
                 break
             yield form
             blocks = max(blocks + 1, round(blocks * 1.3))

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from svd2onnx.agreement import drop_errors, error_count
-from svd2onnx.calibrate import LayerStatistics, first_rows
+from svd2onnx.calibrate import first_rows
 from svd2onnx.candidates import BLOCKS, Candidate, candidates
 from svd2onnx.clock import Clock
 from svd2onnx.errors import PlanError
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
 from svd2onnx.planner import article_plan, uniform_plan, with_activations
 from svd2onnx.preparation import Prepared
@@ -99,7 +100,8 @@ def priced_menu(
     # Of a language model every token has an error, so that one row will do.
     each = max(1, error_count(model, first_rows(judging[0], 1), prepared.objective))
     few = first_rows(judging[0], -(-_DROP_ERRORS // each))
-    means = {name: own.mean for name, own in statistics.items() if own.mean is not None}
+    droppable = {site.name for site in prepared.sites if site.kind == "linear"}
+    means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
     dropped = drop_errors(model, means, few, prepared.objective, track)
     return candidates(model, prepared.sites, statistics, dropped, activations, track)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from svd2onnx.errors import ExportError
 from svd2onnx.loading import DynamicShapes
-from svd2onnx.qdq import FusedMatMul, insert_dequantize
+from svd2onnx.qdq import QuantizedNode, insert_dequantize
 from svd2onnx.schema import CompressedLayer
 from svd2onnx.stored import plan_again
 
@@ -61,7 +61,7 @@ def export(
     dynamic_shapes: DynamicShapes,
     path: Path,
     metadata: Mapping[str, str] | None = None,
-) -> list[FusedMatMul]:
+) -> list[QuantizedNode]:
     """Write a rewritten network with its codes as integers.
 
     Args:
@@ -91,7 +91,7 @@ def export(
     return planned
 
 
-def list_matmuls(model: ir.Model, matmuls: Sequence[FusedMatMul]) -> None:
+def list_matmuls(model: ir.Model, matmuls: Sequence[QuantizedNode]) -> None:
     """Note in the file's metadata which MatMuls are quantized, for ``svd2onnx_runtime.certify``."""
     plan_again(model, [matmul.to_json() for matmul in matmuls])
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from svd2onnx import nodes
+from svd2onnx.folding import block_index, name_makers
 from svd2onnx.stored import StoredMatMul
 
 
@@ -38,23 +38,12 @@ def _weight(graph: ir.Graph, matmul: StoredMatMul) -> ir.Value:
     half = steps.dtype == ir.DataType.FLOAT16
     codes = nodes.cast_float(graph, node, matmul.codes, f"{name}/codes")
     steps = nodes.cast_float(graph, node, steps, f"{name}/steps")
-    blocks = nodes.insert(
-        graph, node, "Gather", [steps, _block_of_row(graph, matmul)], f"{name}/blocks", {"axis": 0}
-    )
+    index = block_index(graph, node, matmul.k, matmul.block_size)
+    blocks = nodes.insert(graph, node, "Gather", [steps, index], f"{name}/blocks", {"axis": 0})
     weight = nodes.insert(graph, node, "Mul", [codes, blocks], f"{name}/product")
     made = [codes, blocks, weight]
     if half:
         weight = nodes.cast(graph, node, weight, ir.DataType.FLOAT16, f"{name}/half")
         made.append(weight)
-    for value in made:
-        producer = value.producer()
-        assert producer is not None
-        producer.name = value.name
+    name_makers(made)
     return weight
-
-
-def _block_of_row(graph: ir.Graph, matmul: StoredMatMul) -> ir.Value:
-    """The index [k] of each row's block; weights of equal height and blocks share it."""
-    name = f"blocks.{matmul.k}.{matmul.block_size}"
-    index = (np.arange(matmul.k) // matmul.block_size).astype(np.int32)
-    return graph.initializers.get(name) or nodes.initializer(graph, name, index, ir.DataType.INT32)

@@ -46,7 +46,7 @@ def to_form(source: Path, output: Path, form: Form, *, exact: bool = False) -> N
     else:
         added = [{} for _ in matmuls]
     by_node = {matmul.node.name: more for matmul, more in zip(matmuls, added, strict=True)}
-    plan_again(model, [entry | by_node[entry["node"]] for entry in planned(model)])
+    plan_again(model, [entry | by_node.get(entry["node"], {}) for entry in planned(model)])
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
     ir.save(model, output)

@@ -50,7 +50,7 @@ def _inspections(
     for site in track(prepared.sites, "Decomposing", len(prepared.sites)):
         form = plan.forms.get(site.name)
         ranks: tuple[int, ...] = ()
-        if site.kind == "linear":
+        if site.kind != "embedding" and site.shape and site.skip_reason is None:
             energy = torch.linalg.svdvals(weight_of(prepared.model, site)).square()
             share = energy.cumsum(0) / energy.sum()
             ranks = tuple(int((share < part).sum()) + 1 for part in (0.9, 0.99))

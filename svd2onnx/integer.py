@@ -20,8 +20,8 @@ from torch import Tensor
 
 from svd2onnx import nodes
 from svd2onnx.activations import LARGEST, divisors, input_rms
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import drop_inferable
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 from svd2onnx.stored import plan_again, planned
 

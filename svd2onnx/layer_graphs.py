@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 
 from svd2onnx import nodes
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.export import OPSET_INT2, list_matmuls
 from svd2onnx.integer import to_integer
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.qdq import insert_dequantize
 from svd2onnx.schema import CompressedLayer, LayerForm, QuantizedTensor, QuantSpec
 
@@ -126,7 +126,7 @@ def _random_layer(
 
     dense = random(form.dense, rows, columns) if form.dense else None
     if form.factors is None:
-        return CompressedLayer(shape, dense, is_table=kind == "embedding")
+        return CompressedLayer(shape, dense, kind=kind)
     left, right = random(form.factors, rows, form.rank), random(form.factors, form.rank, columns)
     return CompressedLayer(shape, dense, left, right)
 

@@ -1,12 +1,14 @@
 """Find the weights that can be compressed, and say why the others cannot.
 
-One table decides: an nn.Linear is a "linear" site, an nn.Embedding an "embedding" site; every other
-module that owns parameters stays float. A weight that several modules share is one site.
+One table decides: an nn.Linear is a "linear" site, an nn.Embedding an "embedding" site, an nn.Conv1d, 2d or
+3d a "convolution" site; every other module that owns parameters stays float. A weight that several modules
+share is one site.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +21,16 @@ from torch.nn.utils import parametrize
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.schema import BLOCK_SIZES, LayerSite
 
-KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Embedding: "embedding"}
-SMALLEST_WEIGHT = 4096
-"""Weights with fewer elements stay float: a kernel's overhead outweighs the bytes."""
+KINDS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    nn.Conv1d: "convolution",
+    nn.Conv2d: "convolution",
+    nn.Conv3d: "convolution",
+}
+SMALLEST_WEIGHT = {"linear": 4096, "embedding": 4096, "convolution": 512}
+"""Weights with fewer elements stay float: the nodes that store them outweigh the bytes, and a fused kernel of
+its own costs time, which convolutions, whose weights are made at load, do not need."""
 
 
 def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]:
@@ -50,6 +59,8 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
         total = sum(calls[name] for name in names)
         weight = getattr(module, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        if kind == "convolution":
+            shape = (shape[0], math.prod(shape[1:]))
         sites.append(
             LayerSite(
                 name=names[0],
@@ -58,6 +69,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
                 aliases=tuple(names[1:]),
                 calls=total,
                 skip_reason=_skip_reason(module, kind, total),
+                groups=getattr(module, "groups", 1) if kind == "convolution" else 1,
             )
         )
     return sites
@@ -85,10 +97,10 @@ def select(
 
 
 def weight_of(model: nn.Module, site: LayerSite) -> Tensor:
-    """The float32 weight of ``site``, detached."""
+    """The float32 weight of ``site``, detached: [out, in], or [rows, width] of a table."""
     weight = model.get_submodule(site.name).weight
     assert isinstance(weight, Tensor)
-    return weight.detach()
+    return weight.detach().flatten(1)
 
 
 def bias_of(model: nn.Module, name: str) -> Tensor | None:
@@ -129,7 +141,7 @@ def _skip_reason(module: nn.Module, kind: str, calls: int) -> str | None:
         return f"its weight is {getattr(weight, 'dtype', 'missing')}, not float32"
     if calls == 0:
         return "not called in a forward pass (unused, or its weight is read directly)"
-    if weight.numel() < SMALLEST_WEIGHT:
+    if weight.numel() < SMALLEST_WEIGHT[kind]:
         return f"only {weight.numel()} weights: too small to pay"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm rewrites the table at run time"

@@ -7,10 +7,14 @@ them later cannot change a value.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from svd2onnx.convolution import Convolution, convolve, mix
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
 
@@ -28,9 +32,7 @@ class CompressedLinear(nn.Module):
         self.register_buffer("dense", _transposed(layer.dense))
         self.register_buffer("right", _transposed(layer.right))
         self.register_buffer("left", _transposed(layer.left))
-        if layer.bias_shift is not None:
-            bias = layer.bias_shift if bias is None else bias + layer.bias_shift
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", _shifted(bias, layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -45,6 +47,41 @@ class CompressedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class CompressedConvolution(nn.Module):
+    """y = conv(x, D) + mix(conv(x, R), L) + b; either term may be missing, L is a convolution of kernel 1.
+
+    D is [out, in / groups, *kernel], R [rank, in, *kernel] and L [out, rank, 1, ...].
+    """
+
+    dense: Tensor | None
+    right: Tensor | None
+    left: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layer: CompressedLayer, original: Convolution) -> None:
+        super().__init__()
+        # Says how patches are taken, and keeps no weight.
+        self.geometry = copy.copy(original)
+        self.geometry._parameters = {"weight": None, "bias": None}
+        kernel = original.weight.shape[1:]
+        self.register_buffer("dense", _shaped(layer.dense, kernel))
+        self.register_buffer("right", _shaped(layer.right, kernel))
+        self.register_buffer("left", _shaped(layer.left, (-1, *(1 for _ in original.kernel_size))))
+        bias = None if original.bias is None else original.bias.detach()
+        self.register_buffer("bias", _shifted(bias, layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, in, *space] -> [batch, out, *space]."""
+        dense = None if self.dense is None else convolve(self.geometry, x, self.dense, self.bias)
+        if self.right is None or self.left is None:
+            assert dense is not None
+            return dense
+        inner = convolve(self.geometry, x, self.right)
+        if dense is None:
+            return mix(inner, self.left, self.bias)
+        return dense + mix(inner, self.left)
+
+
 class CompressedEmbedding(nn.Module):
     """Rows of a dequantized table [rows, width]."""
 
@@ -57,6 +94,17 @@ class CompressedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., width]."""
         return functional.embedding(ids, self.table)
+
+
+def _shifted(bias: Tensor | None, layer: CompressedLayer) -> Tensor | None:
+    """The bias with the layer's correction of it."""
+    if layer.bias_shift is None:
+        return bias
+    return layer.bias_shift if bias is None else bias + layer.bias_shift
+
+
+def _shaped(tensor: QuantizedTensor | None, inner: Sequence[int]) -> Tensor | None:
+    return None if tensor is None else tensor.dequantize().reshape(len(tensor.codes), *inner)
 
 
 def _transposed(tensor: QuantizedTensor | None) -> Tensor | None:

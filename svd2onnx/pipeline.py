@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from svd2onnx.building import Builder
-from svd2onnx.calibrate import LayerStatistics, calibrate, hold_out, probe_draws, without_probes
+from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
 from svd2onnx.preparation import Prepared, prepare

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.errors import PlanError
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import bias_of, weight_of
 from svd2onnx.lowrank import smallest_rank
 from svd2onnx.progress import Track, silent
@@ -36,7 +36,7 @@ def uniform_plan(sites: Sequence[LayerSite], spec: QuantSpec) -> CompressionPlan
 
 def with_activations(plan: CompressionPlan, sites: Sequence[LayerSite], activations: str) -> CompressionPlan:
     """``plan`` with every layer that multiplies computing with ``activations``."""
-    multiply = {site.name for site in sites if site.kind != "embedding"}
+    multiply = {site.name for site in sites if site.kind == "linear"}
     forms = {
         name: replace(form, activations=activations) if name in multiply and form.specs else form
         for name, form in plan.forms.items()
@@ -61,8 +61,8 @@ def article_plan(
         raise PlanError(f"epsilon bounds a relative error and must be positive, not {epsilon}")
     plain = uniform_plan(sites, spec)
     forms, notes = dict(plain.forms), dict(plain.notes)
-    linear = [site for site in sites if site.kind == "linear" and site.name in forms]
-    for site in track(linear, "Choosing ranks", len(linear)):
+    factored = [s for s in sites if s.kind != "embedding" and s.groups == 1 and s.name in forms]
+    for site in track(factored, "Choosing ranks", len(factored)):
         dense = forms[site.name].dense
         assert dense is not None
         samples = statistics[site.name].samples
@@ -81,12 +81,12 @@ def fitting_spec(site: LayerSite, spec: QuantSpec) -> QuantSpec:
 
     In onnxruntime 1.31, int2 codes with a number of outputs that is no multiple of 4 give wrong
     results, so they become int4, and int2 has fast kernels for blocks of 32 to 128 alone. A table's
-    rows must be whole blocks.
+    rows must be whole blocks. A convolution's weight is made a float at load, and takes any.
     """
     rows, columns = site.shape
     if site.kind == "embedding":
         block = max(size for size in BLOCK_SIZES if size <= spec.block_size and columns % size == 0)
         return QuantSpec(spec.bits, block)
-    if spec.bits != 2:
+    if spec.bits != 2 or site.kind == "convolution":
         return spec
     return QuantSpec(4 if rows % 4 else 2, min(max(spec.block_size, 32), 128))

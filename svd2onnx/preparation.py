@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from svd2onnx import layers as layer_sites
+from svd2onnx.batchnorm import fold_batchnorm
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, load_model_file
 from svd2onnx.progress import Track, silent
@@ -57,6 +58,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     model = model_file.build()
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
+    fold_batchnorm(model, arguments_of(model, batches[0]))
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.factors import quantized_correction, quantized_pair
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Factorization, Weighting, factorize
 from svd2onnx.progress import Track, silent
@@ -36,8 +36,10 @@ def realize(
         if site.kind == "embedding":
             return realize_table(weight, form)
         if plan.method == "svd" and form.factors:
-            return realize_article(weight, form, own)
-        return next(realize_forms(weight, [form], own))
+            layer = realize_article(weight, form, own)
+        else:
+            layer = next(realize_forms(weight, [form], own))
+        return replace(layer, kind=site.kind)
 
     results = track(map_layers(work, chosen), "Quantizing", len(chosen))
     return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
@@ -49,12 +51,12 @@ def realize_forms(
     statistics: LayerStatistics | None,
     sweeps: int = SWEEPS,
 ) -> Iterator[CompressedLayer]:
-    """The stored tensors of one Linear's weight [out, in] in each of ``forms``, in their order.
+    """The stored tensors of a weight [out, in] that multiplies, in each of ``forms``, in their order.
 
     Dense forms share passes of rounding, and pairs one decomposition. Without statistics of the inputs,
     all are equal and independent.
     """
-    curvature = Curvature.of(statistics) if statistics else None
+    curvature = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
     specs = [form.dense for form in forms if form.dense and not form.factors]
     dense = iter(_rounded(weight, specs, curvature, sweeps))
     weighting: Weighting | None = None
@@ -86,7 +88,7 @@ def realize_article(weight: Tensor, form: LayerForm, statistics: LayerStatistics
 def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
     """A table of embeddings, rounded to nearest: rows that calibration does not meet count as well."""
     assert form.dense is not None
-    return CompressedLayer(_shape(table), quantize(table, form.dense), is_table=True)
+    return CompressedLayer(_shape(table), quantize(table, form.dense), kind="embedding")
 
 
 def _rounded(

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from svd2onnx.convolution import convolution_at
 from svd2onnx.layers import bias_of
-from svd2onnx.modules import CompressedEmbedding, CompressedLinear
+from svd2onnx.modules import CompressedConvolution, CompressedEmbedding, CompressedLinear
 from svd2onnx.schema import CompressedLayer, LayerSite
 
 
@@ -25,6 +26,8 @@ def rewrite(model: nn.Module, sites: Sequence[LayerSite], layers: Mapping[str, C
             replacement: nn.Module
             if site.kind == "embedding":
                 replacement = CompressedEmbedding(layer)
+            elif site.kind == "convolution":
+                replacement = CompressedConvolution(layer, convolution_at(model, name))
             else:
                 replacement = CompressedLinear(layer, bias_of(model, name))
             parent, _, child = name.rpartition(".")

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svd2onnx.calibrate import LayerStatistics
 from svd2onnx.descent import descend
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 

@@ -34,7 +34,8 @@ PLAN_FORMAT = "svd2onnx-plan/1"
 class LayerSite:
     """Where a weight sits in the network, and whether it can be compressed.
 
-    ``shape`` is that of the weight: [out, in] of a Linear, [rows, width] of an Embedding.
+    ``shape`` is that of the weight: [out, in] of a Linear, [rows, width] of an Embedding, and
+    [out, in / groups * kernel] of a convolution, whose weight is flattened.
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
     one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
     form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
@@ -48,6 +49,7 @@ class LayerSite:
     calls: int = 1
     skip_reason: str | None = None
     shared: bool = False
+    groups: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,8 +57,8 @@ class LayerSite:
 
     @property
     def copies(self) -> int:
-        """Copies of the codes in the file: a table is shared by all its Gather nodes."""
-        return 1 if self.kind == "embedding" or self.shared else self.calls
+        """Copies of the codes in the file: only a fused MatMul needs one of its own."""
+        return self.calls if self.kind == "linear" and not self.shared else 1
 
     @property
     def float_bytes(self) -> int:
@@ -170,10 +172,17 @@ class LayerForm:
             if columns % self.dense.block_size:
                 return f"its rows of {columns} are not whole blocks of {self.dense.block_size}"
             return None
+        if site.kind == "convolution":
+            if self.activations != "float":
+                return "convolutions compute in floats"
+            if not self.specs:
+                return "without a term its output has no size"
+            if self.factors and site.groups > 1:
+                return "a grouped convolution has no low-rank pair"
         if self.rank > min(rows, columns):
             return f"the rank exceeds {min(rows, columns)}"
         outputs = [(self.dense, rows), (self.factors, rows), (self.factors, self.rank)]
-        if any(spec and spec.bits == 2 and count % 4 for spec, count in outputs):
+        if site.kind == "linear" and any(spec and spec.bits == 2 and count % 4 for spec, count in outputs):
             return "2 bits need a number of outputs that is a multiple of 4"
         return None
 
@@ -232,8 +241,7 @@ class CompressedLayer:
     """A layer's stored tensors: W [out, in] ~ dense + left @ right.
 
     ``left`` is [out, rank], ``right`` is [rank, in]. ``bias_shift`` float32 [out] is what the
-    compression adds to the layer's bias (D E[x], with D = W - W~), or None. ``is_table`` tells an
-    embedding, whose rows are looked up, from a weight that multiplies.
+    compression adds to the layer's bias (D E[x], with D = W - W~), or None. ``kind`` is that of its site.
     """
 
     shape: tuple[int, int]
@@ -241,7 +249,7 @@ class CompressedLayer:
     left: QuantizedTensor | None = None
     right: QuantizedTensor | None = None
     bias_shift: Tensor | None = None
-    is_table: bool = False
+    kind: str = "linear"
 
     @property
     def form(self) -> LayerForm:

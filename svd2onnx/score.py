@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svd2onnx.calibrate import LayerStatistics, ProbedRows
+from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
 
 _TOGETHER = 1 << 24
 """Elements of Gamma that are held at a time."""
@@ -46,7 +46,9 @@ class ErrorPredictor:
         totals = torch.zeros(len(changes), dtype=torch.float64)
         by_rows = self._statistics.mean is None or changes[0].numel() > _TOGETHER
         for probes in self._statistics.probes:
-            if by_rows:
+            if isinstance(probes, ProbedGammas):
+                totals += _squares(probes.gammas.flatten(1), changes)
+            elif by_rows:
                 totals += torch.stack([self._from_rows(probes, change) for change in changes])
             else:
                 totals += self._from_gammas(probes, torch.stack([change.flatten() for change in changes]))
@@ -83,6 +85,15 @@ class ErrorPredictor:
 
     def _gradients(self, probes: ProbedRows) -> tuple[Tensor, ...]:
         return torch.split(probes.g.float(), list(probes.lengths))
+
+
+def _squares(gammas: Tensor, changes: Sequence[Tensor]) -> Tensor:
+    """Sums of <Gamma, D>^2 [changes] over the samples of ``gammas`` [samples, out * in]."""
+    flat = torch.stack([change.flatten() for change in changes])
+    totals = torch.zeros(len(changes), dtype=torch.float64)
+    for some in torch.split(gammas, max(1, _TOGETHER // gammas.shape[1])):
+        totals += (some.float() @ flat.T).double().square().sum(dim=0)
+    return totals
 
 
 class RelativeChange:

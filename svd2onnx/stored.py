@@ -32,7 +32,8 @@ class StoredMatMul:
 
 def stored_matmuls(model: ir.Model) -> list[StoredMatMul]:
     """Those that the metadata names, in the order of the graph."""
-    entries = {entry["node"]: entry for entry in planned(model)}
+    # Convolutions have their operator from the start, MatMuls get theirs from a pass.
+    entries = {entry["node"]: entry for entry in planned(model) if "operator" not in entry}
     return [_stored(node, entries[node.name]) for node in model.graph if node.name in entries]
 
 

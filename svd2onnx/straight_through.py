@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from svd2onnx.convolution import Convolution, convolve, mix
 from svd2onnx.scales import ScaleGrid, widen
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 
@@ -103,17 +104,21 @@ class TrainedLayer(nn.Module):
         shift = layer.bias_shift if trains_shift else None
         self.shift = None if shift is None else nn.Parameter(shift.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], without the bias of the module."""
+    def forward(self, x: Tensor, convolution: Convolution | None = None) -> Tensor:
+        """[..., in] -> [..., out], without the bias of the module.
+
+        With a ``convolution``, whose geometry counts, [batch, in, *space] -> [batch, out, *space].
+        """
         y: Tensor | None = None
         if self.dense is not None:
-            y = functional.linear(x, self.dense.weight)
+            y = _multiply(x, self.dense.weight, convolution)
         if self.right is not None and self.left is not None:
-            pair = functional.linear(functional.linear(x, self.right.weight), self.left.weight)
+            inner = _multiply(x, self.right.weight, convolution)
+            pair = _mix(inner, self.left.weight, convolution)
             y = pair if y is None else y + pair
         if y is None:
             y = x.new_zeros((*x.shape[:-1], self.layer.shape[0]))
-        return y if self.shift is None else y + self.shift
+        return y if self.shift is None else y + _along_outputs(self.shift, convolution)
 
     def stored(self) -> CompressedLayer:
         """The layer to store; its shift is None where the biases of its modules have taken it up."""
@@ -131,15 +136,36 @@ class TrainedLayer(nn.Module):
         )
 
 
-class TrainedLinear(nn.Module):
-    """What takes an nn.Linear's place: y = layer(x) + b, with a bias b of its own or None."""
+class TrainedModule(nn.Module):
+    """What takes a module's place: y = layer(x) + b, with a bias b of its own or None."""
 
-    def __init__(self, layer: TrainedLayer, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self, layer: TrainedLayer, bias: nn.Parameter | None, convolution: Convolution | None = None
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.bias = bias
+        self._convolution = [convolution]  # in a list, because its parameters are not trained
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        y: Tensor = self.layer(x)
-        return y if self.bias is None else y + self.bias
+        """[..., in] -> [..., out], or that of a convolution."""
+        (convolution,) = self._convolution
+        y: Tensor = self.layer(x, convolution)
+        return y if self.bias is None else y + _along_outputs(self.bias, convolution)
+
+
+def _multiply(x: Tensor, weight: Tensor, convolution: Convolution | None) -> Tensor:
+    if convolution is None:
+        return functional.linear(x, weight)
+    return convolve(convolution, x, weight.reshape(-1, *convolution.weight.shape[1:]))
+
+
+def _mix(x: Tensor, weight: Tensor, convolution: Convolution | None) -> Tensor:
+    if convolution is None:
+        return functional.linear(x, weight)
+    return mix(x, weight.reshape(*weight.shape, *(1 for _ in convolution.kernel_size)))
+
+
+def _along_outputs(vector: Tensor, convolution: Convolution | None) -> Tensor:
+    """A vector [out] as it is added to outputs."""
+    return vector if convolution is None else vector.reshape(-1, *(1 for _ in convolution.kernel_size))

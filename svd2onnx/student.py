@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.convolution import convolution_at
 from svd2onnx.layers import weight_of
 from svd2onnx.modules import CompressedEmbedding
 from svd2onnx.schema import CompressedLayer, LayerSite
-from svd2onnx.straight_through import TrainedLayer, TrainedLinear, TrainedTensor
+from svd2onnx.straight_through import TrainedLayer, TrainedModule, TrainedTensor
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ class Student:
                     bias.data.add_(layer.bias_shift)
             trained = TrainedLayer(layer, weight_of(self._model, site), trains_shift=not folds)
             self._trained[site.name] = trained
-            modules = [TrainedLinear(trained, bias) for bias in biases]
+            shapes = [
+                convolution_at(self._model, name) if site.kind == "convolution" else None
+                for name in site.names
+            ]
+            modules = [TrainedModule(trained, b, shape) for b, shape in zip(biases, shapes, strict=True)]
         for name, module in zip(site.names, modules, strict=True):
             parent, _, child = name.rpartition(".")
             setattr(self.network.get_submodule(parent), child, module)

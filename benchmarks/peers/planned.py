@@ -10,10 +10,11 @@ from pathlib import Path
 
 from benchmarks.task import Task
 from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import LayerStatistics, hold_out, without_probes
+from svd2onnx.calibrate import hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
 from svd2onnx.goals import SizeGoal
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
 from svd2onnx.outputs import staged
 from svd2onnx.pipeline import gather_statistics, predicted_error

@@ -2,7 +2,7 @@
 
     DequantizeLinear(codes, scale) -> MatMul               becomes   com.microsoft.MatMulNBits
     MatMulInteger(codes of x, W), Cast and Mul by scales   becomes   com.microsoft.MatMulIntegerToFloat
-    Mul(Cast(codes), Gather(scale)) -> MatMul              becomes   MatMul, on a weight made at load
+    Mul(Cast(codes), Gather(scale)) -> MatMul or Conv      becomes   the same, on a weight made at load
 
 A pair that does not fuse dequantizes its weight on every call and is many times slower, and
 onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler (``profile``).
@@ -12,7 +12,9 @@ Fusion keeps the MatMul's name (1.31.1); a MatMul merged with its bias first, in
 The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list of objects with
 "node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above, and
 "operator" is "folded" for the third, with "weight", what the names of the nodes begin with that make
-the weight. Without it the executed nodes are merely counted. Where the nodes ran is judged in ``placement``.
+the weight. A convolution has "op": "Conv": onnxruntime renames it with what it is fused with, so only the
+making of its weight is looked for. Without a plan the executed nodes are merely counted. Where the nodes ran
+is judged in ``placement``.
 """
 
 from __future__ import annotations
@@ -125,6 +127,8 @@ def _planned(session: Session, path: str | os.PathLike[str]) -> list[dict[str, A
 
 def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str) -> str | None:
     """Why this planned MatMul is not one correct fused kernel on ``provider``; None if it is."""
+    if entry.get("op") == "Conv":
+        return _made_on_call(entry, executed)
     nodes = [node for node in executed if _original_name(node) == entry["node"]]
     if not nodes:
         return "no executed node carries its name: onnxruntime removed, merged or never reached it"
@@ -132,8 +136,7 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
     if elsewhere:
         return f"ran on {', '.join(elsewhere)}, not on {provider}"
     if entry.get("operator") == "folded":
-        makers = [node for node in executed if node.name.startswith(f"{entry['weight']}/")]
-        return f"its weight is made on every call, by {makers[0].op} {makers[0].name}" if makers else None
+        return _made_on_call(entry, executed)
     activations = entry.get("activations", "float")
     if all(node.op in _FUSED_OPS[activations] for node in nodes):
         if activations == "float" and entry["bits"] == 2 and entry["n"] % 4:
@@ -150,6 +153,11 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
     if kept:
         return f"ran as {ops}: a DequantizeLinear to {list(shape)} runs on every call ({kept[0]})"
     return f"ran as {ops}: the weight was folded to float at load"
+
+
+def _made_on_call(entry: Mapping[str, Any], executed: Sequence[ExecutedNode]) -> str | None:
+    makers = [node for node in executed if node.name.startswith(f"{entry['weight']}/")]
+    return f"its weight is made on every call, by {makers[0].op} {makers[0].name}" if makers else None
 
 
 def _original_name(node: ExecutedNode) -> str:

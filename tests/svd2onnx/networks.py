@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.calibrate import LayerStatistics, calibrate
+from svd2onnx.calibrate import calibrate
 from svd2onnx.export import export, infer_dynamic_shapes
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import discover
 from svd2onnx.planner import uniform_plan
 from svd2onnx.qdq import FusedMatMul

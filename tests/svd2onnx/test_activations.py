@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from svd2onnx.activations import divisors, input_rms, rounding_errors
-from svd2onnx.calibrate import LayerStatistics, calibrate
+from svd2onnx.calibrate import calibrate
 from svd2onnx.integer import to_integer
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import discover, weight_of
 from svd2onnx.loading import as_arrays
 from svd2onnx.realize import realize_forms

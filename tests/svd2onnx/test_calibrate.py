@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from svd2onnx.calibrate import SAMPLES, calibrate, hold_out, probe_draws
+from svd2onnx.calibrate import calibrate, hold_out, probe_draws
 from svd2onnx.errors import SourceError
+from svd2onnx.gathering import SAMPLES
 from svd2onnx.layers import discover
 from svd2onnx.loading import Batch
 from svd2onnx.probes import probe

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from svd2onnx.calibrate import LayerStatistics, calibrate
+from svd2onnx.calibrate import calibrate
+from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import discover, weight_of
 from svd2onnx.lowrank import factorize
 from svd2onnx.quantize import quantize

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from svd2onnx import score
 from svd2onnx.agreement import mean_error
-from svd2onnx.calibrate import LayerStatistics, ProbedRows, calibrate
+from svd2onnx.calibrate import calibrate
+from svd2onnx.layer_statistics import LayerStatistics, ProbedRows
 from svd2onnx.layers import discover
 from svd2onnx.score import ErrorPredictor, RelativeChange
 from tests.svd2onnx.networks import Embedded, Mlp, Sequences, batches_of, seeded

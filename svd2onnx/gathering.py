@@ -1,0 +1,219 @@
+"""Sums over calibration batches, layer by layer: moments of inputs, and of the gradients at outputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from svd2onnx.convolution import Convolution, patches, weight_gradients
+from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
+from svd2onnx.schema import LayerSite
+
+TakeGradient = Callable[[Tensor, int], None]
+"""Takes the gradient at a layer's outputs, and the number of errors that its probe stands for."""
+SAMPLES = 2048
+"""Inputs kept of each layer for the article's rank rule."""
+LARGEST_OUTPUTS = 8192
+"""Layers with more outputs (a vocabulary) get no output moment, which would be larger than their weight."""
+PATCHES = 256
+"""Of each sample, that go into the moments of a convolution: neighbours are much alike."""
+
+
+class Rows:
+    """One layer's inputs in one pass: ``x`` [rows, in] without padding, sorted by sample.
+
+    Where the first axis is not the batch's, the whole batch is one sample: probes of different samples
+    are independent, so their cross terms vanish in expectation.
+    """
+
+    def __init__(self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool) -> None:
+        self.key: Tensor | None = x  # keeps the tensor, and so its id, alive
+        leading = x.shape if is_table else x.shape[:-1]
+        width = () if is_table else x.shape[-1:]
+        samples = batch if len(leading) > 0 and leading[0] == batch else 1
+        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten()
+        rows = self.flatten(x.detach(), width)
+        # A copy: what follows may change the tensor in place before its gradients come.
+        self.x = rows.clone() if self.real is None else rows
+        if self.real is None:
+            self.lengths = (len(self.x) // samples,) * samples
+        else:
+            self.lengths = tuple(self.real.reshape(samples, -1).sum(1).tolist())
+
+    def flatten(self, tensor: Tensor, width: tuple[int, ...]) -> Tensor:
+        """The rows of a tensor laid out as the inputs are, without padding."""
+        rows = tensor.reshape(-1, *width)
+        return rows if self.real is None else rows[self.real]
+
+    def release(self) -> None:
+        self.key = None
+
+    @functools.cached_property
+    def moments(self) -> tuple[int, Tensor, Tensor]:
+        """Count, mean and centred scatter, float64."""
+        mean = self.x.double().mean(dim=0) if len(self.x) else torch.zeros(self.x.shape[1]).double()
+        centred = self.x - mean.float()
+        scatter = (centred.T @ centred).double()
+        rest = centred.double().sum(dim=0)  # of rounding the mean
+        return len(self.x), mean, scatter - torch.outer(rest, rest) / max(1, len(self.x))
+
+    @functools.cached_property
+    def kept(self) -> Tensor:
+        """The rows as probes keep them."""
+        return self.x.bfloat16() if self.x.is_floating_point() else self.x.clone()
+
+
+class _Moments:
+    """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
+
+    def __init__(self, width: int, keeps_samples: bool) -> None:
+        self.keeps_samples = keeps_samples
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.kept: list[Tensor] = []
+
+    def add(self, rows: Rows) -> None:
+        count, mean, scatter = rows.moments
+        if not count:
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter += scatter
+        self.scatter += torch.outer(shift, shift) * (self.count * count / total)
+        self.mean += shift * (count / total)
+        self.count = total
+        if self.keeps_samples:
+            keep = 128
+            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone())
+
+    @property
+    def samples(self) -> Tensor | None:
+        if not self.kept:
+            return None
+        samples = torch.cat(self.kept)
+        return samples[:: -(-samples.shape[0] // SAMPLES)].clone()
+
+
+class Gatherer:
+    """Accumulates the statistics of one site, that of a linear layer or a table."""
+
+    def __init__(self, site: LayerSite, keeps_samples: bool) -> None:
+        rows, width = site.shape
+        self.moments = _Moments(width, keeps_samples) if site.kind == "linear" else None
+        self.outputs = width if self.moments is None else rows
+        self._sums = _Sums(self.outputs, width if self.moments else None)
+        self.probes: list[ProbedRows] = []
+
+    @property
+    def is_table(self) -> bool:
+        return self.moments is None
+
+    def seen(self, rows: Rows, fits: bool) -> TakeGradient:
+        """Take inputs of one call; what is returned takes the gradient of a probe at its outputs.
+
+        Those that the layer ``fits`` are summed up; others are kept as they are, to judge the fit.
+        """
+        if fits and self.moments is not None:
+            self.moments.add(rows)
+        return lambda gradient, count: self._add(rows, gradient, count, fits)
+
+    def _add(self, rows: Rows, gradient: Tensor, count: int, fits: bool) -> None:
+        g = rows.flatten(gradient.detach(), (self.outputs,))
+        if not fits:
+            self.probes.append(ProbedRows(rows.kept, g.bfloat16(), rows.lengths, count))
+            return
+        self._sums.add_outputs(g, count)
+        if self.moments is None:
+            return
+        x = rows.x - self.moments.mean.float()
+        # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
+        parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
+        guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
+        self._sums.add_guided(x.T @ guided)
+
+    def finish(self) -> LayerStatistics:
+        """The statistics; what was summed is divided in place, as all sites' sums are large."""
+        return _finished(self.moments, self._sums, self.probes)
+
+
+class ConvolutionGatherer:
+    """Accumulates the statistics of one convolution; a grouped one has no moments of inputs."""
+
+    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool) -> None:
+        rows, width = site.shape
+        self._module = module
+        self.moments = _Moments(width, keeps_samples) if site.groups == 1 else None
+        self._sums = _Sums(rows, width if self.moments else None)
+        self.probes: list[ProbedGammas] = []
+
+    def seen(self, x: Tensor, fits: bool) -> TakeGradient:
+        """As of ``Gatherer``, of inputs [samples, in, *space]."""
+        if fits and self.moments is not None:
+            self.moments.add(Rows(patches(self._module, x, PATCHES), None, 1, is_table=False))
+        kept = x.clone()  # what follows may change the tensor in place before its gradients come
+        return lambda gradient, count: self._add(kept, gradient.detach(), count, fits)
+
+    def _add(self, x: Tensor, g: Tensor, count: int, fits: bool) -> None:
+        gammas = weight_gradients(self._module, x, g)
+        if self.moments is not None:
+            mean = self.moments.mean.float()
+            sums = g.flatten(2).sum(2)
+            gammas = (gamma - torch.outer(own, mean) for gamma, own in zip(gammas, sums, strict=True))
+        if not fits:
+            self.probes.append(ProbedGammas(torch.stack([gamma.bfloat16() for gamma in gammas]), count))
+            return
+        self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
+        if self.moments is not None:
+            for gamma in gammas:
+                self._sums.add_guided(gamma.T @ gamma)
+
+    def finish(self) -> LayerStatistics:
+        """The statistics."""
+        return _finished(self.moments, self._sums, self.probes)
+
+
+class _Sums:
+    """Sums of products of gradients, over all errors so far: G [outputs, outputs] and B [width, width]."""
+
+    def __init__(self, outputs: int, width: int | None) -> None:
+        self.errors = 0
+        self.outer = torch.zeros(outputs, outputs) if outputs <= LARGEST_OUTPUTS else None
+        self.guided = None if width is None else torch.zeros(width, width)
+
+    def add_outputs(self, g: Tensor, count: int) -> None:
+        if self.outer is not None:
+            self.outer += g.T @ g
+        self.errors += count
+
+    def add_guided(self, product: Tensor) -> None:
+        assert self.guided is not None
+        self.guided += product
+
+
+def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:
+    """Whether the inputs came, and were numbers."""
+    moments = gatherer.moments
+    return moments is None or (moments.count > 0 and bool(torch.isfinite(moments.mean).all()))
+
+
+def _finished(
+    moments: _Moments | None, sums: _Sums, probes: Sequence[ProbedRows | ProbedGammas]
+) -> LayerStatistics:
+    observed = sums.errors > 0
+    outer = sums.outer.div_(sums.errors) if observed and sums.outer is not None else None
+    if moments is None or sums.guided is None:
+        return LayerStatistics(0, output_moment=outer, probes=tuple(probes))
+    guided = sums.guided.add_(sums.guided.T.clone()).div_(2 * sums.errors) if observed else None
+    return LayerStatistics(
+        moments.count,
+        moments.mean,
+        moments.scatter.div_(max(1, moments.count)),
+        moments.samples,
+        outer,
+        guided,
+        tuple(probes),
+    )
