@@ -100,6 +100,17 @@ def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
             help="OUTPUT.latency.json of an earlier run on this machine, so as not to time layers again.",
         ),
         click.option(
+            "--only", type=click.Choice(["linear", "convolution", "embedding"]),
+            help="Compress layers of this kind alone.",
+        ),
+        click.option(
+            "--weights", type=_PATH, help="Folder with the trained weights, for model files that ask for one."
+        ),
+        click.option(
+            "--random-weights", is_flag=True,
+            help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
+        ),
+        click.option(
             "--plan", type=_PATH, help="Store the layers as this file says (OUTPUT.plan.json, edited)."
         ),
         click.option(

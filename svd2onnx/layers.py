@@ -76,16 +76,24 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
 
 
 def select(
-    sites: Sequence[LayerSite], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    sites: Sequence[LayerSite],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    only: str | None = None,
 ) -> list[LayerSite]:
-    """The sites with those skipped that ``include`` leaves out or ``exclude`` names.
+    """The sites with those skipped that ``include`` leaves out, ``exclude`` names, or that are of another kind.
 
-    Patterns are shell globs over module names (``encoder.layer.*.attention.*``).
+    Patterns are shell globs over module names (``encoder.layer.*.attention.*``); ``only`` is a kind, or None
+    for all of them.
 
     Raises:
-        PlanError: a pattern matches no compressible layer.
+        PlanError: a pattern matches no compressible layer, or there is none of the kind.
     """
+    if only is not None:
+        sites = [_of_kind(site, only) for site in sites]
     usable = [site for site in sites if site.skip_reason is None]
+    if only is not None and not usable:
+        raise PlanError(f"--only {only}: the network has no compressible layer of this kind")
     for pattern in (*include, *exclude):
         if not any(_matches(site, [pattern]) for site in usable):
             examples = ", ".join(site.name for site in usable[:3]) or "none at all"
@@ -107,6 +115,12 @@ def bias_of(model: nn.Module, name: str) -> Tensor | None:
     """The bias of the module ``name``, detached, or None."""
     bias = getattr(model.get_submodule(name), "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _of_kind(site: LayerSite, only: str) -> LayerSite:
+    if site.skip_reason is not None or site.kind == only:
+        return site
+    return replace(site, skip_reason=f"not a {only} layer, and --only {only} was given")
 
 
 def _select_one(site: LayerSite, include: Sequence[str], exclude: Sequence[str]) -> LayerSite:

@@ -1,6 +1,7 @@
 """Read a model file: a Python file that holds a network, its data, and what "the same output" means.
 
-    build() -> nn.Module              float32, eval mode, loaded offline
+    build() -> nn.Module              float32, eval mode, loaded offline; optional arguments: weights, a folder
+                                      that holds them, and random_weights, which asks for none
     inputs(split[, data]) -> batches  split is "calibration", "recovery" or "evaluation"; each batch is a
                                       dict of tensors by argument name, and of labels under other names
     objective                         "cosine", "kl" or "mse" (default "mse")
@@ -40,6 +41,8 @@ class ModelFile:
     path: Path
     module: ModuleType
     data: Path | None = None
+    weights: Path | None = None
+    random_weights: bool = False
 
     @property
     def objective(self) -> str:
@@ -61,10 +64,23 @@ class ModelFile:
         """The network, in eval mode.
 
         Raises:
-            SourceError: ``build`` fails or returns something else than a module.
+            SourceError: ``build`` fails or returns something else than a module, or knows nothing of the
+                weights that are asked for.
         """
+        asked: dict[str, Any] = {}
+        if self.weights is not None:
+            asked["weights"] = self.weights
+        if self.random_weights:
+            asked["random_weights"] = True
+        known = inspect.signature(self.module.build).parameters
+        for name in asked:
+            if name not in known:
+                option = f"--{name.replace('_', '-')}"
+                raise SourceError(
+                    f"{option} was given, but build() in {self.path} takes no argument {name!r}"
+                )
         with _blamed_on(self.path, "build()"):
-            model = self.module.build()
+            model = self.module.build(**asked)
         if not isinstance(model, nn.Module):
             raise SourceError(
                 f"build() in {self.path} must return a torch.nn.Module, not {type(model).__name__}"
@@ -117,7 +133,9 @@ class ModelFile:
         return entries
 
 
-def load_model_file(path: Path, data: Path | None = None) -> ModelFile:
+def load_model_file(
+    path: Path, data: Path | None = None, weights: Path | None = None, *, random_weights: bool = False
+) -> ModelFile:
     """Run the model file at ``path`` and check that it follows the protocol.
 
     Raises:
@@ -131,13 +149,14 @@ def load_model_file(path: Path, data: Path | None = None) -> ModelFile:
         )
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty: a model file defines build() and inputs(split)")
-    if data is not None and not data.is_dir():
-        raise SourceError(f"--data must be a folder, and {data} is none")
+    for option, folder in (("--data", data), ("--weights", weights)):
+        if folder is not None and not folder.is_dir():
+            raise SourceError(f"{option} must be a folder, and {folder} is none")
     module = _execute(path)
     for name in ("build", "inputs"):
         if not callable(getattr(module, name, None)):
             raise SourceError(f"{path} defines no function {name}(): a model file needs one")
-    model_file = ModelFile(path, module, data)
+    model_file = ModelFile(path, module, data, weights, random_weights)
     if model_file.objective not in OBJECTIVES:
         raise SourceError(f"objective in {path} must be one of {OBJECTIVES}, not {model_file.objective!r}")
     return model_file
@@ -178,8 +197,13 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickling inside the file look themselves up here.
     sys.modules[name] = module
-    with _blamed_on(path, "running it"):
-        spec.loader.exec_module(module)
+    # As a script does, it may import what lies beside it.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        with _blamed_on(path, "running it"):
+            spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 

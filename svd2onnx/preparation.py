@@ -54,14 +54,15 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         SourceError: see ``load_model_file`` and ``discover``.
         PlanError: a pattern matches no layer.
     """
-    model_file = load_model_file(source, data)
+    model_file = load_model_file(source, data, settings.weights, random_weights=settings.random_weights)
     model = model_file.build()
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     fold_batchnorm(model, arguments_of(model, batches[0]))
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
-    return Prepared(model_file, model, layer_sites.select(sites, settings.include, settings.exclude), batches)
+    chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
+    return Prepared(model_file, model, chosen, batches)
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

@@ -57,9 +57,12 @@ class Settings:
     dtype: str = "float32"
     external_data: bool = False
     recover: int = 0
+    only: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration_samples: int = 1024
+    weights: Path | None = None
+    random_weights: bool = False
     provider: str = "auto"
     threads: int | None = None
 
@@ -81,6 +84,10 @@ class Settings:
             raise PlanError(
                 "--target-latency plans for fused kernels in float32, not for "
                 f"--operator {self.operator} with --dtype {self.dtype}: leave them out, or the target"
+            )
+        if self.weights is not None and self.random_weights:
+            raise PlanError(
+                "--weights names trained weights and --random-weights asks for none: give one of them"
             )
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
         if len(goals) > 1:
