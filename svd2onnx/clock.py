@@ -54,7 +54,7 @@ class Clock:
             site.name: [replace(c, latency=self.cost(site, c.form)) for c in menu[site.name]]
             for site in self.sites
         }
-        return {**menu, **timed}
+        return {name: timed.get(name) or list(options) for name, options in menu.items()}
 
     def predicted_ratio(self, plan: CompressionPlan) -> float:
         """The latency of ``plan`` over that of the float graph."""

@@ -81,7 +81,7 @@ def select(
     exclude: Sequence[str] = (),
     only: str | None = None,
 ) -> list[LayerSite]:
-    """The sites with those skipped that ``include`` leaves out, ``exclude`` names, or that are of another kind.
+    """The sites with those skipped that ``include`` leaves out or ``exclude`` names, or of another kind.
 
     Patterns are shell globs over module names (``encoder.layer.*.attention.*``); ``only`` is a kind, or None
     for all of them.

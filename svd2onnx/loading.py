@@ -1,7 +1,7 @@
 """Read a model file: a Python file that holds a network, its data, and what "the same output" means.
 
-    build() -> nn.Module              float32, eval mode, loaded offline; optional arguments: weights, a folder
-                                      that holds them, and random_weights, which asks for none
+    build() -> nn.Module              float32, eval mode, loaded offline; optional arguments: weights, a
+                                      folder that holds them, and random_weights, which asks for none
     inputs(split[, data]) -> batches  split is "calibration", "recovery" or "evaluation"; each batch is a
                                       dict of tensors by argument name, and of labels under other names
     objective                         "cosine", "kl" or "mse" (default "mse")
