@@ -43,17 +43,17 @@ def fold_convolution(
     layer: str,
     factor: str,
     tensor: QuantizedTensor,
-    made: dict[ir.Value, ir.Value],
+    made: dict[tuple[str, str], ir.Value],
 ) -> FoldedConvolution:
     """Let the Conv ``node`` compute with the codes of ``tensor``.
 
-    ``made`` are weights by the float initializer that they replace: convolutions of one weight share it.
+    ``made`` are the weights so far, by layer and factor: convolutions of one weight share it.
     """
     original = node.inputs[1]
     assert original is not None and node.name is not None
-    if original not in made:
-        made[original] = _weight(graph, node.name, f"{layer}.{factor}", tensor, original)
-    weight = made[original]
+    if (layer, factor) not in made:
+        made[layer, factor] = _weight(graph, node.name, f"{layer}.{factor}", tensor, original)
+    weight = made[layer, factor]
     node.replace_input_with(1, weight)
     n, k = tensor.codes.shape
     maker = str(weight.name).rpartition("/")[0]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
 
 from svd2onnx.building import Builder
 from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
@@ -66,7 +63,7 @@ def compress_export(
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
     weights = [Path(f"{output}.data")] if settings.external_data else []
     kept = [reference] if reference else []
-    with staged(output, *beside, *timed, *weights, *kept) as drafts, _plain_attention():
+    with staged(output, *beside, *timed, *weights, *kept) as drafts:
         draft, report_draft, plan_draft = drafts[:3]
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
@@ -187,14 +184,3 @@ def layer_reports(
             note=site.skip_reason or plan.notes.get(site.name),
             predicted_error=plan.errors.get(site.name),
         )
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """PyTorch's fused transformer path reads weights around their modules; keep to the modules."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

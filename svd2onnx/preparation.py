@@ -13,6 +13,7 @@ from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, load_model_file
+from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
 from svd2onnx.settings import Settings
@@ -55,7 +56,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         PlanError: a pattern matches no layer.
     """
     model_file = load_model_file(source, data, settings.weights, random_weights=settings.random_weights)
-    model = model_file.build()
+    model = make_plain(model_file.build())
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     fold_batchnorm(model, arguments_of(model, batches[0]))

@@ -73,7 +73,7 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
     wanted = _index(layers)
     missing = {(entry.layer, entry.factor) for entries in wanted.values() for entry in entries}
     made: list[QuantizedNode] = []
-    folded: dict[ir.Value, ir.Value] = {}
+    folded: dict[tuple[str, str], ir.Value] = {}
     for initializer in list(graph.initializers.values()):
         array = _float_matrix(initializer)
         planned = wanted.get(_digest(array)) if array is not None else None

@@ -12,7 +12,7 @@ from svd2onnx.export import export, infer_dynamic_shapes
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import discover
 from svd2onnx.planner import uniform_plan
-from svd2onnx.qdq import FusedMatMul
+from svd2onnx.qdq import QuantizedNode
 from svd2onnx.realize import realize
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
@@ -90,6 +90,23 @@ class CalledTwice(nn.Module):
         return self.linear(torch.relu(self.linear(x)))
 
 
+class Images(nn.Module):
+    """x [batch, 6, height, width] -> [batch, 96]: convolutions of several geometries, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(6, 32, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 5, padding=2, groups=32)
+        self.point, self.wide = nn.Conv2d(32, 64, 1, bias=False), nn.Conv2d(64, 64, 3, padding=2, dilation=2)
+        self.head = nn.Linear(64, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.depthwise(torch.relu_(self.stem(x))))
+        x = self.point(x)
+        x = x + torch.relu(self.wide(x))
+        return self.head(x.mean((2, 3)))
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": Mlp,
     "sequences": Sequences,
@@ -133,7 +150,7 @@ class Compressed:
     layers: Mapping[str, CompressedLayer]
     batches: Sequence[Batch]
 
-    def export(self, path: Path) -> list[FusedMatMul]:
+    def export(self, path: Path) -> list[QuantizedNode]:
         shapes = infer_dynamic_shapes(self.batches)
         return export(self.network, self.layers, self.batches[0], shapes, path, {"made.by": "a test"})
 
@@ -149,6 +166,8 @@ def batches_of(network: nn.Module, seed: int = 1) -> list[Batch]:
     torch.manual_seed(seed)
     if isinstance(network, Embedded | TiedHead | Tokens):
         return [{"ids": torch.randint(0, 128, shape)} for shape in ((5, 7), (3, 4))]
+    if isinstance(network, Images):
+        return [{"x": torch.randn(shape)} for shape in ((5, 6, 16, 14), (3, 6, 12, 20))]
     if isinstance(network, Sequences):
         return [{"x": torch.randn(shape)} for shape in ((5, 7, 112), (3, 4, 112))]
     return [{"x": torch.randn(shape)} for shape in ((12, 64), (7, 64))]
@@ -157,7 +176,7 @@ def batches_of(network: nn.Module, seed: int = 1) -> list[Batch]:
 def compress(
     network: nn.Module, batches: Sequence[Batch], spec: QuantSpec, rank: int | None = None
 ) -> Compressed:
-    """Quantize every layer that can be; with ``rank``, every Linear becomes a pair of that rank."""
+    """Quantize every layer that can be; with ``rank``, what multiplies becomes a pair of that rank."""
     sites = discover(network, batches[0])
     statistics = calibrate(network, sites, batches)
     plan = uniform_plan(sites, spec)

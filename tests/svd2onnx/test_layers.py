@@ -10,7 +10,16 @@ from torch.nn.utils import parametrizations
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.layers import bias_of, discover, select, weight_of
 from svd2onnx.schema import LayerSite
-from tests.svd2onnx.networks import NETWORKS, CalledTwice, Mlp, TiedHead, TiedLinears, batches_of, seeded
+from tests.svd2onnx.networks import (
+    NETWORKS,
+    CalledTwice,
+    Images,
+    Mlp,
+    TiedHead,
+    TiedLinears,
+    batches_of,
+    seeded,
+)
 
 VECTORS = {"x": torch.zeros(3, 64)}
 
@@ -108,7 +117,7 @@ def test_parametrized_linears_stay_float_and_apart() -> None:
 @pytest.mark.parametrize(
     ("module", "x", "reason"),
     [
-        (nn.Conv1d(64, 64, 3, padding=1), torch.zeros(2, 64, 8), "Conv1d layers are kept in float"),
+        (nn.ConvTranspose1d(64, 64, 3), torch.zeros(2, 64, 8), "ConvTranspose1d layers are kept in float"),
         (nn.LayerNorm(64), torch.zeros(2, 64), "LayerNorm layers are kept in float"),
         (nn.Bilinear(64, 64, 64), None, "Bilinear layers are kept in float"),
         (nn.Linear(64, 64).double(), torch.zeros(2, 64).double(), "its weight is torch.float64, not float32"),
@@ -197,3 +206,40 @@ def test_a_network_that_does_not_run_is_told_in_one_line() -> None:
     with pytest.raises(SourceError, match=r"^the network's forward fails .*: RuntimeError: [^\n]+$"):
         sites_of(network)
     assert not network.linear._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "shape", "groups"),
+    [
+        (nn.Conv1d(16, 32, 5), torch.zeros(2, 16, 9), (32, 80), 1),
+        (nn.Conv2d(16, 32, 3), torch.zeros(2, 16, 9, 9), (32, 144), 1),
+        (nn.Conv3d(8, 16, 2), torch.zeros(2, 8, 3, 3, 3), (16, 64), 1),
+        (nn.Conv2d(64, 64, 3, groups=64), torch.zeros(2, 64, 5, 5), (64, 9), 64),
+    ],
+    ids=["1d", "2d", "3d", "depthwise"],
+)
+def test_a_convolution_is_found_with_its_flat_weight(
+    module: nn.Module, x: Tensor, shape: tuple[int, int], groups: int
+) -> None:
+    network = Applied(lambda self, x: self.m(x), m=module)
+    (site,) = discover(network.eval().requires_grad_(False), {"x": x})
+    assert site == LayerSite("m", "convolution", shape, groups=groups)
+    assert torch.equal(weight_of(network, site), module.weight.flatten(1))
+
+
+def test_a_small_convolution_and_a_transposed_one_stay_float() -> None:
+    x = torch.zeros(2, 16, 9, 9)
+    assert reason_of(nn.Conv2d(16, 4, 1), x) == "only 64 weights: too small to pay"
+    assert reason_of(nn.ConvTranspose2d(16, 32, 3), x) == "ConvTranspose2d layers are kept in float"
+
+
+def test_only_one_kind() -> None:
+    network = seeded(Images)
+    sites = discover(network, batches_of(network)[0])
+    linear = select(sites, only="linear")
+    assert [site.name for site in linear if site.skip_reason is None] == ["head"]
+    assert linear[0].skip_reason == "not a linear layer, and --only linear was given"
+    with pytest.raises(PlanError, match="no compressible layer of this kind"):
+        select(sites, only="embedding")
+    with pytest.raises(PlanError, match="matches none of the 1 compressible"):
+        select(sites, exclude=["stem"], only="linear")

@@ -64,5 +64,5 @@ def test_a_table_is_rounded_to_nearest() -> None:
     table = torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
     layer = realize_table(table, LayerForm(QuantSpec(4, 16)))
     assert torch.equal(layer.weight(), quantize(table, QuantSpec(4, 16)).dequantize())
-    assert layer.is_table
+    assert layer.kind == "embedding"
     assert layer.bias_shift is None

@@ -24,6 +24,7 @@ from tests.svd2onnx.networks import (
     Batch,
     CalledTwice,
     Compressed,
+    Images,
     Mlp,
     Sequences,
     TiedHead,
@@ -323,3 +324,19 @@ def test_what_cannot_be_done_is_refused() -> None:
         recover(result.original, sites, result.layers, data(result.original), "mse", -1)
     with pytest.raises(SourceError, match=r"2 batches at least.*found 1"):
         recover(result.original, sites, result.layers, data(result.original)[:1], "mse", 5)
+
+
+@pytest.mark.parametrize("rank", [None, 16], ids=["dense", "pair"])
+def test_convolutions_are_retrained_and_stored(rank: int | None) -> None:
+    network = seeded(Images)
+    compressed = compress(network, batches_of(network), COARSE, rank)
+    torch.manual_seed(2)
+    batches = [{"x": torch.randn(8, 6, 16, 14)} for _ in range(14)]
+    result = recover(network, compressed.sites, compressed.layers, batches[2:], "mse", 30)
+    rebuilt = rewrite(result.model, compressed.sites, result.layers)
+    teacher = Teacher(network, "mse", batches[0])
+    before, after = (teacher.error_of(own, batches[:2]) for own in (compressed.network, rebuilt))
+    assert after < 0.9 * before
+    assert {name: layer.kind for name, layer in result.layers.items()} == {
+        name: layer.kind for name, layer in compressed.layers.items()
+    }
