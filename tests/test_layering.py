@@ -13,10 +13,11 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
-    "agreement calibrate rounding factors realize score activations planner candidates knapsack deadline "
-    "goals modules straight_through teacher student rewrite recover nodes stored qdq export integer "
-    "layer_graphs latency settings folded packed half forms preparation clock verify report timing "
+    "errors progress outputs workers memory scales schema quantize descent lowrank convolution "
+    "layer_statistics layers loading probes agreement gathering calibrate rounding factors realize score "
+    "activations planner candidates knapsack deadline goals modules straight_through teacher student rewrite "
+    "recover nodes code_nodes folding convolution_nodes table_nodes stored qdq export integer layer_graphs "
+    "latency settings folded packed half forms plain batchnorm preparation clock verify report timing "
     "building choosing settling pipeline inspection tables plots __init__ cli"
 ).split()
 
