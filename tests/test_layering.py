@@ -15,7 +15,7 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank layers loading probes "
     "agreement calibrate rounding factors realize score activations planner candidates knapsack deadline "
-    "goals modules straight_through teacher student rewrite recover nodes stored qdq export integer "
+    "goals modules straight_through teacher student rewrite recover liveness nodes stored qdq export integer "
     "layer_graphs latency settings folded packed half forms preparation clock verify report timing "
     "building choosing settling pipeline inspection tables plots __init__ cli"
 ).split()
