@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.errors import ExportError
+from svd2onnx.liveness import dead_layers
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import QuantizedNode, insert_dequantize
 from svd2onnx.schema import CompressedLayer
@@ -80,7 +81,9 @@ def export(
     """
     opset = opset_for(layers)
     onnx_model = _to_onnx(model, example, dynamic_shapes, opset)
-    planned = insert_dequantize(onnx_model.graph, layers)
+    cut = any(not layer.form.specs for layer in layers.values())
+    dead = dead_layers(model, layers, example) if cut else set()
+    planned = insert_dequantize(onnx_model.graph, layers, dead)
     onnx_model.producer_name = "svd2onnx"
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})

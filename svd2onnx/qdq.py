@@ -12,7 +12,7 @@ initializers of its own: onnxruntime fuses the pair only when nothing else uses 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,8 +64,12 @@ class _Planned:
         return _PLACES[self.kind]
 
 
-def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[QuantizedNode]:
+def insert_dequantize(
+    graph: ir.Graph, layers: Mapping[str, CompressedLayer], dead: Collection[str] = ()
+) -> list[QuantizedNode]:
     """Rewrite ``graph`` in place so that each tensor of ``layers`` (by site name) is stored as codes.
+
+    Layers that are ``dead`` may be missing in the graph.
 
     Raises:
         ExportError: a tensor is not in the graph, or is used by another operator than its layer's.
@@ -96,9 +100,7 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
             else:
                 dequantize_gather(graph, node, entry.layer, entry.tensor)
         graph.initializers.pop(str(initializer.name))
-    # Behind a layer of rank 0 the network is dead, and the exporter leaves it out.
-    cut = any(not layer.form.specs for layer in layers.values())
-    lost = {name for name, _ in missing if not cut or _could_hold(graph, layers[name])}
+    lost = {name for name, _ in missing} - set(dead)
     if lost:
         names = ", ".join(sorted(lost))
         raise ExportError(
@@ -106,16 +108,6 @@ def insert_dequantize(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) ->
             "leave these layers in float with --exclude"
         )
     return made
-
-
-def _could_hold(graph: ir.Graph, layer: CompressedLayer) -> bool:
-    """Whether some float initializer is large enough to be the weight of ``layer`` in disguise."""
-    sizes = [
-        value.const_value.size
-        for value in graph.initializers.values()
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
-    ]
-    return max(sizes, default=0) >= layer.shape[0] * layer.shape[1]
 
 
 def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:

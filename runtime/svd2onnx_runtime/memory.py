@@ -117,11 +117,14 @@ def _measure(job: Mapping[str, Any]) -> Footprint:
     load_s = time.perf_counter() - start
     load_peak, gpu_loaded = _peak_bytes(), gpu()
     run(session, inputs)
+    resident = _resident_bytes()
+    # Linux keeps its counts to some pages: a peak may be told as less than what is held.
+    peaks = [size for size in (load_peak, resident, _peak_bytes()) if size is not None]
     return Footprint(
         load_s=load_s,
         load_peak_mb=_added_mb(before, load_peak),
-        run_peak_mb=_added_mb(before, _peak_bytes()),
-        resident_mb=_added_mb(before, _resident_bytes()),
+        run_peak_mb=_added_mb(before, max(peaks, default=None)),
+        resident_mb=_added_mb(before, resident),
         gpu_load_mb=_added_mb(gpu_before, gpu_loaded),
         gpu_run_mb=_added_mb(gpu_before, gpu()),
     )
