@@ -318,18 +318,17 @@ def certify(graph: Path, dims: tuple[str, ...], provider: str) -> None:
     for name, reason in certificate.misplaced:
         click.echo(f"misplaced: {name}: {reason}", err=True)
     if not certificate.planned:
-        _fail(f"{graph} holds no quantized MatMul: there is nothing to certify")
+        _fail(f"{graph} holds no quantized weight: there is nothing to certify")
     if certificate.unfused:
         _fail(
-            f"{len(certificate.unfused)} of {certificate.planned} quantized MatMuls did not fuse "
+            f"{len(certificate.unfused)} of {certificate.planned} quantized weights did not fuse "
             f"on {certificate.provider}"
         )
     if certificate.misplaced:
         _fail(f"{len(certificate.misplaced)} nodes of {graph} are misplaced on {certificate.provider}")
-    how = "on weights folded at load, as planned," if certificate.folded else "as fused kernels"
     click.echo(
-        f"all {certificate.planned} quantized MatMuls run {how} on "
-        f"{certificate.provider} (onnxruntime {certificate.onnxruntime})"
+        f"all quantized weights run as planned on {certificate.provider}: {certificate.summary} "
+        f"(onnxruntime {certificate.onnxruntime})"
     )
     if certificate.capture_obstacles is not None:
         obstacles = "; ".join(f"{name}: {reason}" for name, reason in certificate.capture_obstacles)

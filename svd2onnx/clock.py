@@ -49,12 +49,12 @@ class Clock:
         return self.scale * self.times(site, form)
 
     def timed(self, menu: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Candidate]]:
-        """``menu`` with the latency of every candidate; those of sites that were not timed take none."""
-        timed = {
-            site.name: [replace(c, latency=self.cost(site, c.form)) for c in menu[site.name]]
-            for site in self.sites
+        """``menu`` with the latency of every candidate."""
+        sites = {site.name: site for site in self.sites}
+        return {
+            name: [replace(c, latency=self.cost(sites[name], c.form)) for c in options]
+            for name, options in menu.items()
         }
-        return {name: timed.get(name) or list(options) for name, options in menu.items()}
 
     def predicted_ratio(self, plan: CompressionPlan) -> float:
         """The latency of ``plan`` over that of the float graph."""
@@ -97,12 +97,11 @@ def start_clock(
     conditions = table.conditions
     inputs = synthetic_inputs(open_session(reference, conditions.provider), sizes)
     batch = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    # Convolutions compute in floats in any form, and take the time of the rest of the graph.
-    sites = [s for s in prepared.sites if s.skip_reason is None and s.kind != "convolution"]
+    sites = [site for site in prepared.sites if site.skip_reason is None]
     leading = leading_axes(prepared.model, sites, batch)
     menu = {site.name: [None, *_variants(site, activations)] for site in sites}
     table = measure(table, sites, leading, menu, track)
-    times = LayerTimes(table, leading, sum(site.float_bytes for site in sites if site.kind == "linear"))
+    times = LayerTimes(table, leading, sum(site.float_bytes for site in sites if site.kind != "embedding"))
     timed = time_runs([reference], inputs, conditions.provider, conditions.threads, repeats=20)
     float_ms = float(typical(timed.seconds[:, 0])) * 1e3
     layers_ms = sum(times(site, None) for site in sites)
@@ -150,5 +149,5 @@ def _variants(site: LayerSite, activations: Sequence[str]) -> list[LayerForm]:
     return [
         replace(form, activations=own)
         for form in forms_of(site)
-        for own in (("float",) if site.kind == "embedding" or not form.specs else activations)
+        for own in (activations if site.kind == "linear" and form.specs else ("float",))
     ]

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional, grad
 
+from svd2onnx.schema import Geometry
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _APPLY: dict[int, Callable[..., Any]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _BACK: dict[int, Callable[..., Any]] = {
     1: grad.conv1d_weight,
@@ -28,8 +31,16 @@ _BACK: dict[int, Callable[..., Any]] = {
 def convolution_at(model: nn.Module, name: str) -> Convolution:
     """The convolution called ``name``."""
     module = model.get_submodule(name)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(module, CONVOLUTIONS)
     return module
+
+
+def geometry_of(module: Convolution) -> Geometry:
+    """What says which patches ``module`` takes."""
+    sides = module._reversed_padding_repeated_twice  # of the last axis first: before, behind
+    before, behind = sides[-2::-2], sides[::-2]
+    padding = (*before, *behind)
+    return Geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
 
 
 def convolve(module: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

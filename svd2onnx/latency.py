@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.layer_graphs import write_layer_graph
+from svd2onnx.layer_graphs import write_convolution_graph, write_layer_graph
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx_runtime.latency_table import LatencyTable, LayerKey, LayerLatency, time_layers
@@ -39,7 +39,10 @@ Leading = tuple[int, ...]
 def leading_axes(
     model: nn.Module, sites: Sequence[LayerSite], batch: Mapping[str, Tensor]
 ) -> dict[str, list[Leading]]:
-    """The axes of each site's inputs before the last (of a table, of its ids), one entry for each call."""
+    """The axes of each site's inputs before the last, one entry for each call.
+
+    Of a table those of its ids; of a convolution all of them.
+    """
     seen: dict[str, list[Leading]] = defaultdict(list)
     handles = []
     for site in sites:
@@ -47,7 +50,7 @@ def leading_axes(
 
             def note(_module: nn.Module, args: Any, site: LayerSite = site) -> None:
                 shape = tuple(args[0].shape)
-                seen[site.name].append(shape if site.kind == "embedding" else shape[:-1])
+                seen[site.name].append(shape[:-1] if site.kind == "linear" else shape)
 
             handles.append(model.get_submodule(name).register_forward_pre_hook(note))
     try:
@@ -67,16 +70,17 @@ def measure(
     track: Track = silent,
 ) -> LatencyTable:
     """``table`` with all that is missing for predicting every form of ``menu``, by site name."""
-    wanted: dict[tuple[str, tuple[int, ...], Leading], dict[str, LayerForm | None]] = defaultdict(dict)
+    wanted: dict[tuple[LayerSite, Leading], dict[str, LayerForm | None]] = defaultdict(dict)
+    alike: dict[tuple[str, tuple[int, ...]], LayerSite] = {}
     for site in sites:
+        same = alike.setdefault((_kind(site), site.shape), site)
         for axes in set(leading.get(site.name, ())):
-            for form in _measured(menu.get(site.name, ())):
+            for form in _measured(site, menu.get(site.name, ())):
                 if _key(site, form, axes) not in table.entries:
-                    wanted[site.kind, site.shape, axes][_label(form)] = form
+                    wanted[same, axes][_label(site, form)] = form
     for group, forms in track(list(wanted.items()), "Timing layers", len(wanted)):
-        kind, shape, axes = group
         # The float layer is timed anew beside each group, so that all of it has one moment's speed.
-        table = table.extended(_timed(table, kind, shape, axes, {FLOAT: None, **forms}))
+        table = table.extended(_timed(table, *group, {FLOAT: None, **forms}))
     return table
 
 
@@ -115,49 +119,57 @@ class LayerTimes:
         return latency.cold_ms if self.float_bytes > _CACHE else latency.hot_ms
 
 
-def _measured(forms: Iterable[LayerForm | None]) -> list[LayerForm | None]:
+def _measured(site: LayerSite, forms: Iterable[LayerForm | None]) -> list[LayerForm | None]:
     """Of the pairs of one kind, a few ranks; of the rest, one of those that run alike."""
     kept: dict[str, LayerForm | None] = {}
     pairs: dict[str, list[LayerForm]] = defaultdict(list)
     for form in forms:
         if form is not None and form.dense is None and form.factors:
-            pairs[_label(replace(form, rank=1))].append(form)
+            pairs[_label(site, replace(form, rank=1))].append(form)
         else:
-            kept.setdefault(_label(form), form)
+            kept.setdefault(_label(site, form), form)
     for same in pairs.values():
         ranks = sorted(same, key=lambda form: form.rank)
         for place in np.linspace(0, len(ranks) - 1, _RANKS).round().astype(int):
-            kept.setdefault(_label(ranks[place]), ranks[place])
+            kept.setdefault(_label(site, ranks[place]), ranks[place])
     return list(kept.values())
 
 
 def _timed(
-    table: LatencyTable,
-    kind: str,
-    shape: tuple[int, ...],
-    axes: Leading,
-    forms: Mapping[str, LayerForm | None],
+    table: LatencyTable, site: LayerSite, axes: Leading, forms: Mapping[str, LayerForm | None]
 ) -> dict[LayerKey, LayerLatency]:
-    rows, columns = shape
-    copies = max(1, min(_MOST_COPIES, _ENOUGH // (math.prod(axes) * rows * columns)))
+    rows, columns = site.shape
+    # Of a convolution too: its positions, times what it multiplies at each.
+    places = math.prod(axes) // (axes[1] if site.geometry else 1)
+    copies = max(1, min(_MOST_COPIES, _ENOUGH // (places * rows * columns)))
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.onnx" for i in range(len(forms))]
         for path, form in zip(paths, forms.values(), strict=True):
-            write_layer_graph(path, kind, (rows, columns), axes, form, copies)
+            if site.geometry is not None:
+                rank = form.rank if form else 0
+                write_convolution_graph(path, site.geometry, (rows, columns), axes, rank, copies)
+            else:
+                write_layer_graph(path, site.kind, (rows, columns), axes, form, copies)
         conditions = table.conditions
         times = time_layers(paths, copies, conditions.provider, conditions.threads)
-    keys = (LayerKey(kind, label, shape, axes) for label in forms)
+    keys = (LayerKey(_kind(site), label, site.shape, axes) for label in forms)
     return dict(zip(keys, times, strict=True))
 
 
 def _key(site: LayerSite, form: LayerForm | None, axes: Leading) -> LayerKey:
-    return LayerKey(site.kind, _label(form), site.shape, axes)
+    return LayerKey(_kind(site), _label(site, form), site.shape, axes)
 
 
-def _label(form: LayerForm | None) -> str:
+def _kind(site: LayerSite) -> str:
+    return site.kind if site.geometry is None else f"{site.kind} {site.geometry}"
+
+
+def _label(site: LayerSite, form: LayerForm | None) -> str:
     """What a form is called in the table: the same for forms that run alike."""
     if form is None:
         return FLOAT
+    if site.kind == "convolution":  # on floats, whatever is stored
+        return f"rank {form.rank}" if form.factors else FLOAT
     if form.activations == "int8":
         form = replace(form, dense=form.dense and _INT8, factors=form.factors and _INT8)
     return str(form)

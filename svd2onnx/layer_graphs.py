@@ -5,19 +5,20 @@ A layer's time depends on its shapes and its form, and not on what its weight ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from svd2onnx import nodes
-from svd2onnx.export import OPSET_INT2, list_matmuls
+from svd2onnx.export import OPSET, OPSET_INT2, list_matmuls
 from svd2onnx.integer import to_integer
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.qdq import insert_dequantize
-from svd2onnx.schema import CompressedLayer, LayerForm, QuantizedTensor, QuantSpec
+from svd2onnx.schema import CompressedLayer, Geometry, LayerForm, QuantizedTensor, QuantSpec
 
 _IR_VERSION = 13
 
@@ -58,6 +59,48 @@ def write_layer_graph(
     ir.save(model, path)
     if form is not None and form.activations == "int8":
         to_integer(path, path, layers, {name: _statistics(shape[1]) for name in layers})
+
+
+def write_convolution_graph(
+    path: Path, geometry: Geometry, shape: tuple[int, int], axes: Sequence[int], rank: int, copies: int
+) -> None:
+    """Write a graph of ``copies`` convolutions side by side, on floats, as all forms of one compute.
+
+    Args:
+        path: the file.
+        geometry: of the convolution.
+        shape: of its weight, [out, in / groups * kernel].
+        axes: of its input, [batch, in, *space].
+        rank: of a pair, or 0 for one convolution.
+        copies: as of ``write_layer_graph``.
+    """
+    rng = np.random.default_rng(0)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="layer")
+    inner = (axes[1] // geometry.groups, *geometry.kernel)
+    ones = tuple(1 for _ in geometry.kernel)
+    attributes = {
+        "strides": geometry.stride,
+        "pads": geometry.padding,
+        "dilations": geometry.dilation,
+        "group": geometry.groups,
+    }
+    for i in range(copies):
+        name = f"layer{i}"
+        x = ir.Value(name=f"{name}.x", shape=ir.Shape(axes), type=ir.TensorType(ir.DataType.FLOAT))
+        graph.inputs.append(x)
+        weight = rng.standard_normal((rank or shape[0], *inner), dtype=np.float32)
+        y = _convolve(graph, f"{name}.first", x, weight, attributes)
+        if rank:
+            y = _convolve(graph, f"{name}.second", y, np.ones((shape[0], rank, *ones), np.float32), {})
+        graph.outputs.append(y)
+    ir.save(ir.Model(graph, ir_version=_IR_VERSION), path)
+
+
+def _convolve(
+    graph: ir.Graph, name: str, x: ir.Value, weight: np.ndarray, attributes: Mapping[str, Any]
+) -> ir.Value:
+    stored = nodes.initializer(graph, f"{name}.weight", weight, ir.DataType.FLOAT)
+    return _node(graph, "Conv", [x, stored], f"{name}.y", attributes)
 
 
 def _add_layer(
@@ -104,8 +147,14 @@ def _multiply(graph: ir.Graph, name: str, x: ir.Value, rows: int, terms: dict[st
     return bias if y is None else _node(graph, "Add", [y, bias], f"{name}.y")
 
 
-def _node(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str) -> ir.Value:
-    node = ir.node(op_type, inputs, name=f"node of {name}")
+def _node(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    node = ir.node(op_type, inputs, attributes or None, name=f"node of {name}")
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.append(node)

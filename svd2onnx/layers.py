@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from svd2onnx.convolution import CONVOLUTIONS, geometry_of
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.schema import BLOCK_SIZES, LayerSite
 
@@ -69,7 +70,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
                 aliases=tuple(names[1:]),
                 calls=total,
                 skip_reason=_skip_reason(module, kind, total),
-                groups=getattr(module, "groups", 1) if kind == "convolution" else 1,
+                geometry=geometry_of(module) if isinstance(module, CONVOLUTIONS) else None,
             )
         )
     return sites

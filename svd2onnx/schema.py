@@ -31,6 +31,26 @@ PLAN_FORMAT = "svd2onnx-plan/1"
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Which patches a convolution takes; one number for each axis of space, and ``padding`` as ONNX has it.
+
+    That is, the padding before each axis, and then the padding behind each.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def __str__(self) -> str:
+        """Such as "3x3 stride 2x2 padding 1x1x1x1 dilation 1x1 groups 1"."""
+        sizes = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        named = " ".join(f"{name} {'x'.join(map(str, own))}" for name, own in sizes.items())
+        return f"{'x'.join(map(str, self.kernel))} {named} groups {self.groups}"
+
+
+@dataclass(frozen=True)
 class LayerSite:
     """Where a weight sits in the network, and whether it can be compressed.
 
@@ -39,7 +59,7 @@ class LayerSite:
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
     one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
     form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
-    says why it stays float.
+    says why it stays float. ``geometry`` is that of a convolution.
     """
 
     name: str
@@ -49,7 +69,11 @@ class LayerSite:
     calls: int = 1
     skip_reason: str | None = None
     shared: bool = False
-    groups: int = 1
+    geometry: Geometry | None = None
+
+    @property
+    def groups(self) -> int:
+        return self.geometry.groups if self.geometry else 1
 
     @property
     def names(self) -> tuple[str, ...]:

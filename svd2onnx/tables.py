@@ -55,9 +55,7 @@ def compression_table(report: CompressionReport) -> Table:
             f"{latency.median_ms:.2f} ms, {latency.ratio:.2f} of float32 ({latency.reference_ms:.2f} ms)",
         )
     certificate = report.certificate
-    done, how = (certificate.folded, "folded") if certificate.folded else (certificate.fused, "fused")
-    fused = f"{len(done)} of {certificate.planned} {how} on {certificate.provider}"
-    table.add_row("quantized MatMuls", fused)
+    table.add_row("quantized weights", f"{certificate.summary} on {certificate.provider}")
     for name, reason in certificate.unfused[:5]:
         table.add_row("not fused", f"{name}: {reason}")
     for name, reason in certificate.misplaced[:5]:

@@ -16,9 +16,9 @@ LAYERS = (
     "errors progress outputs workers memory scales schema quantize descent lowrank convolution "
     "layer_statistics layers loading probes agreement gathering calibrate rounding factors realize score "
     "activations planner candidates knapsack deadline goals modules straight_through teacher student rewrite "
-    "recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export integer layer_graphs "
-    "latency settings folded packed half forms plain batchnorm preparation clock verify report timing "
-    "building choosing settling pipeline inspection tables plots __init__ cli"
+    "recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export integer "
+    "layer_graphs latency settings folded packed half forms plain batchnorm preparation clock verify report "
+    "timing building choosing settling pipeline inspection tables plots __init__ cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

@@ -68,6 +68,13 @@ class Certificate:
         return not self.unfused and not self.misplaced
 
     @property
+    def summary(self) -> str:
+        """Such as "36 fused of 36" or "2 fused, 5 folded of 7"."""
+        counts = {"fused": len(self.fused), "folded": len(self.folded)}
+        parts = [f"{count} {how}" for how, count in counts.items() if count] or ["none fused"]
+        return f"{', '.join(parts)} of {self.planned}"
+
+    @property
     def cuda_graph_ok(self) -> bool:
         """Whether a CUDA graph can be captured, for inputs of fixed shapes and addresses."""
         return self.capture_obstacles == ()

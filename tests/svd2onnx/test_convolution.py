@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svd2onnx.convolution import Convolution, convolve, mix, patches, weight_gradients
+from svd2onnx.convolution import Convolution, convolve, geometry_of, mix, patches, weight_gradients
+from svd2onnx.schema import Geometry
 
 ALL = 10**6
 GEOMETRIES: dict[str, tuple[type[Convolution], dict[str, Any], tuple[int, ...]]] = {
@@ -82,3 +83,13 @@ def test_mixing_multiplies_channels_at_each_place(name: str) -> None:
     mixed = mix(x, weight.reshape(5, 4, *(1 for _ in module.kernel_size)), bias)
     expected = functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
     torch.testing.assert_close(mixed, expected)
+
+
+def test_geometry_is_told_as_onnx_has_it() -> None:
+    """Of an even kernel "same" pads one more behind."""
+    assert geometry_of(nn.Conv2d(4, 6, (2, 3), padding="same")) == Geometry(
+        (2, 3), (1, 1), (0, 1, 1, 1), (1, 1), 1
+    )
+    found = geometry_of(nn.Conv2d(4, 6, 3, stride=(1, 2), padding=(0, 2), dilation=2, groups=2))
+    assert found == Geometry((3, 3), (1, 2), (0, 2, 0, 2), (2, 2), 2)
+    assert str(found) == "3x3 stride 1x2 padding 0x2x0x2 dilation 2x2 groups 2"

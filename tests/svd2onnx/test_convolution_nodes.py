@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from svd2onnx.forms import to_form
 from svd2onnx.loading import as_arrays
-from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
+from svd2onnx.schema import Geometry, LayerForm, LayerSite, QuantSpec
 from svd2onnx.settings import Form
 from svd2onnx_runtime import certify, open_session, run
 from svd2onnx_runtime.certify import METADATA_KEY
@@ -145,7 +145,8 @@ def test_the_index_of_blocks_is_narrow(case: tuple[Compressed, Path]) -> None:
     ],
 )
 def test_forms_that_a_convolution_cannot_have(form: LayerForm, groups: int, said: str | None) -> None:
-    problem = form.problem_with(LayerSite("c", "convolution", (30, 90), groups=groups))
+    geometry = Geometry((3, 3), (1, 1), (0, 0, 0, 0), (1, 1), groups)
+    problem = form.problem_with(LayerSite("c", "convolution", (30, 90), geometry=geometry))
     assert problem is None if said is None else problem is not None and said in problem
 
 

@@ -11,7 +11,7 @@ from svd2onnx.latency import LayerTimes, leading_axes, measure
 from svd2onnx.layers import discover
 from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable, LayerKey, LayerLatency
-from tests.svd2onnx.networks import CalledTwice, TiedHead, TiedLinears, seeded
+from tests.svd2onnx.networks import CalledTwice, Images, TiedHead, TiedLinears, batches_of, seeded
 
 SPEC = QuantSpec(4, 32)
 EMPTY = LatencyTable(Conditions.here("cpu", 1), {})
@@ -41,13 +41,12 @@ def test_what_is_known_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> No
 
     def timed(
         _table: LatencyTable,
-        kind: str,
-        shape: tuple[int, ...],
+        site: LayerSite,
         axes: tuple[int, ...],
         forms: Mapping[str, object],
     ) -> dict[LayerKey, LayerLatency]:
         asked.append(list(forms))
-        return {LayerKey(kind, label, shape, axes): LayerLatency(2.0, 1.0) for label in forms}
+        return {LayerKey(site.kind, label, site.shape, axes): LayerLatency(2.0, 1.0) for label in forms}
 
     monkeypatch.setattr(latency, "_timed", timed)
     twins = [SITE, replace(SITE, name="twin")]
@@ -65,7 +64,7 @@ def test_what_is_known_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_bits_make_no_difference_to_the_time_with_int8_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(latency, "_timed", lambda _t, _k, _s, _a, forms: asked.append(list(forms)) or {})
+    monkeypatch.setattr(latency, "_timed", lambda _t, _s, _a, forms: asked.append(list(forms)) or {})
     forms = [LayerForm(QuantSpec(bits, 32), activations="int8") for bits in (8, 4, 2)]
     measure(EMPTY, [SITE], {"layer": [ROWS]}, {"layer": forms})
     assert asked == [["float", "int8/128, int8 activations"]]
@@ -102,3 +101,22 @@ def test_real_layers_are_timed() -> None:
     times = LayerTimes(table, leading, 0)
     assert 0 < times(small, None) < times(large, None)
     assert times(small, pair(16)) > 0
+
+
+def test_convolutions_run_alike_in_all_dense_forms_and_pairs_of_any_bits() -> None:
+    network = seeded(Images)
+    (batch, _) = batches_of(network)
+    sites = {site.name: site for site in discover(network, batch)}
+    leading = leading_axes(network, list(sites.values()), batch)
+    assert leading["wide"] == [(5, 64, 8, 7)]
+    assert leading["head"] == [(5,)]
+    dense = [LayerForm(QuantSpec(bits, 32)) for bits in (8, 4)]
+    pairs = [LayerForm(rank=16, factors=QuantSpec(bits, 32)) for bits in (4, 2)]
+    menu = {"wide": [None, *dense, *pairs], "depthwise": [None, *dense]}
+    table = measure(EMPTY, list(sites.values()), leading, menu)
+    kind = f"convolution {sites['wide'].geometry}"
+    assert {key.form for key in table.entries if key.kind == kind} == {"float", "rank 16"}
+    times = LayerTimes(table, leading, 0)
+    assert len({times(sites["wide"], form) for form in (None, *dense)}) == 1
+    assert len({times(sites["wide"], form) for form in pairs}) == 1
+    assert times(sites["wide"], None) > times(sites["depthwise"], None) > 0

@@ -3,9 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
+from torch import nn
 
-from svd2onnx.layer_graphs import write_layer_graph
+from svd2onnx.convolution import geometry_of
+from svd2onnx.layer_graphs import write_convolution_graph, write_layer_graph
 from svd2onnx.schema import LayerForm, QuantSpec
 from svd2onnx_runtime import certify, open_session, run, synthetic_inputs
 
@@ -48,3 +52,24 @@ def test_a_table(form: LayerForm | None, tmp_path: Path) -> None:
     session = open_session(path, "cpu")
     (output,) = run(session, synthetic_inputs(session, {})).values()
     assert output.shape == (2, 5, 64)
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["one", "pair"])
+def test_a_convolution_and_a_pair(rank: int, tmp_path: Path) -> None:
+    module = nn.Conv2d(6, 10, (3, 5), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
+    path = tmp_path / "convolution.onnx"
+    write_convolution_graph(path, geometry_of(module), (10, 90), (2, 6, 9, 13), rank, copies=2)
+    session = open_session(path, "cpu")
+    outputs = run(session, synthetic_inputs(session, {}))
+    expected = module(torch.zeros(2, 6, 9, 13)).shape
+    assert [output.shape for output in outputs.values()] == [expected] * 2
+    weights = [tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer]
+    assert weights == 2 * ([(4, 6, 3, 5), (10, 4, 1, 1)] if rank else [(10, 6, 3, 5)])
+
+
+def test_a_grouped_convolution(tmp_path: Path) -> None:
+    module, path = nn.Conv1d(8, 8, 3, groups=4), tmp_path / "grouped.onnx"
+    write_convolution_graph(path, geometry_of(module), (8, 6), (1, 8, 12), 0, 1)
+    session = open_session(path, "cpu")
+    (output,) = run(session, synthetic_inputs(session, {})).values()
+    assert output.shape == (1, 8, 10)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from svd2onnx.convolution import geometry_of
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.layers import bias_of, discover, select, weight_of
 from svd2onnx.schema import LayerSite
@@ -223,7 +224,8 @@ def test_a_convolution_is_found_with_its_flat_weight(
 ) -> None:
     network = Applied(lambda self, x: self.m(x), m=module)
     (site,) = discover(network.eval().requires_grad_(False), {"x": x})
-    assert site == LayerSite("m", "convolution", shape, groups=groups)
+    assert site == LayerSite("m", "convolution", shape, geometry=geometry_of(module))
+    assert site.groups == groups
     assert torch.equal(weight_of(network, site), module.weight.flatten(1))
 
 
