@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,23 +15,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from svd2onnx.options import DATA, DIM, PATH, PROVIDER, THREADS, compression_options, source_options
 from svd2onnx_runtime.errors import Svd2OnnxError
 
 if TYPE_CHECKING:
     from svd2onnx.settings import Settings
 
 T = TypeVar("T")
-_PATH = click.Path(path_type=Path)
-_PROVIDER = click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Execution provider; auto is CUDA where there is a GPU.",
-)
-_THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
-_DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
-_DATA = click.option("--data", type=_PATH, help="Folder of better data, if the model file takes one.")
 
 
 class _Commands(click.Group):
@@ -65,103 +55,6 @@ def main() -> None:
     """Compress a trained PyTorch network by low rank and quantization, and prove it on onnxruntime."""
 
 
-def _compression_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say how to compress; ``_settings`` gathers them."""
-    options = [
-        click.option(
-            "--method",
-            type=click.Choice(["auto", "quantize", "svd"]),
-            default="auto",
-            show_default=True,
-            help="Plan the whole network; or plain quantization; or the article's low rank.",
-        ),
-        click.option(
-            "--target-size", metavar="SIZE",
-            help="auto: bytes of the finished file, as 0.15x of float32 or 40MB.  [default: 0.15x]",
-        ),
-        click.option(
-            "--min-fidelity", type=float, metavar="F",
-            help="auto: the smallest file of at least this fidelity; 1 is a perfect copy.",
-        ),
-        click.option(
-            "--target-latency", metavar="TIME",
-            help="auto: at most so much time, as 0.5x of float32 or 12ms, on --provider with --threads.",
-        ),
-        click.option(
-            "--batch", type=click.IntRange(1), default=1, show_default=True,
-            help="Batch that --target-latency is for.",
-        ),
-        click.option(
-            "--sequence", type=click.IntRange(1), default=128, show_default=True,
-            help="Length of texts that --target-latency is for: the dynamic dimension \"sequence\".",
-        ),
-        click.option(
-            "--latency-table", type=_PATH,
-            help="OUTPUT.latency.json of an earlier run on this machine, so as not to time layers again.",
-        ),
-        click.option(
-            "--only", type=click.Choice(["linear", "convolution", "embedding"]),
-            help="Compress layers of this kind alone.",
-        ),
-        click.option(
-            "--weights", type=_PATH, help="Folder with the trained weights, for model files that ask for one."
-        ),
-        click.option(
-            "--random-weights", is_flag=True,
-            help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
-        ),
-        click.option(
-            "--plan", type=_PATH, help="Store the layers as this file says (OUTPUT.plan.json, edited)."
-        ),
-        click.option(
-            "--bits", type=click.Choice(["8", "4", "2"]), default="4", show_default=True,
-            help="quantize, svd: bits of a code.",
-        ),
-        click.option(
-            "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]),
-            help="quantize, svd: weights that share a scale.  [default: 128 at 8 bits, else 32]",
-        ),
-        click.option(
-            "--epsilon", type=float, default=0.1, show_default=True,
-            help="svd: largest relative output error of a layer.",
-        ),
-        click.option(
-            "--activations", type=click.Choice(["auto", "float", "int8"]), default="auto", show_default=True,
-            help="What MatMuls compute with; int8 is faster on CPUs at many rows, and rounds more. "
-            "auto chooses for each layer if there is a --target-latency, and is float if not.",
-        ),
-        click.option(
-            "--operator", type=click.Choice(["dequantize", "folded", "matmulnbits"]), default="dequantize",
-            show_default=True,
-            help="Weights in standard operators, fused at load; or made floats then; or as the fused kernel.",
-        ),
-        click.option(
-            "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-            help="What the graph computes in; float16 is for CUDA. Inputs and outputs stay float32.",
-        ),
-        click.option(
-            "--external-data", is_flag=True,
-            help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
-        ),
-        click.option(
-            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
-            help="Retrain the compressed network briefly, by distillation on the recovery split.",
-        ),
-        click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
-        click.option(
-            "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
-            help="Inputs to calibrate on; 0 does without data.",
-        ),
-        _DATA,
-        _PROVIDER,
-        _THREADS,
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def _settings(arguments: dict[str, Any]) -> Settings:
     from svd2onnx.settings import Settings
 
@@ -174,10 +67,10 @@ def _settings(arguments: dict[str, Any]) -> Settings:
 
 
 @main.command()
-@click.argument("source", type=_PATH)
-@click.option("-o", "--output", type=_PATH, help="The ONNX file to write.  [default: SOURCE.onnx here]")
-@click.option("--reference", type=_PATH, help="Also write the float32 ONNX file here.")
-@_compression_options
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The ONNX file to write.  [default: SOURCE.onnx here]")
+@click.option("--reference", type=PATH, help="Also write the float32 ONNX file here.")
+@compression_options
 def compress_export(
     source: Path, output: Path | None, reference: Path | None, data: Path | None, **arguments: Any
 ) -> None:
@@ -208,8 +101,81 @@ def compress_export(
 
 
 @main.command()
-@click.argument("source", type=_PATH)
-@_compression_options
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for sweep.json, .csv and .png.")
+@click.option(
+    "--bits",
+    type=click.Choice(["8", "4", "2"]),
+    multiple=True,
+    default=("4", "8"),
+    show_default=True,
+    help="Of plain quantization and of the article's factors.",
+)
+@click.option(
+    "--epsilon",
+    "epsilons",
+    type=float,
+    multiple=True,
+    default=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
+    show_default=True,
+    help="Bounds of the article's rule.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    default=(0.25, 0.2, 0.15, 0.12, 0.1, 0.08),
+    show_default=True,
+    help="Shares of float32 to plan for.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Draws of calibration data for each of the article's points.",
+)
+@click.option("--metric", help="Of the model file, for the plot.  [default: its first, or fidelity]")
+@source_options
+def sweep(
+    source: Path,
+    output: Path,
+    bits: tuple[str, ...],
+    epsilons: tuple[float, ...],
+    sizes: tuple[float, ...],
+    samples: int,
+    metric: str | None,
+    data: Path | None,
+    **arguments: Any,
+) -> None:
+    """Measure size against accuracy of SOURCE: the article's method, plain quantization, and plans.
+
+    Every point is exported and measured by onnxruntime. A run that was stopped goes on where it was, and
+    points are added to those that are there. --recover adds a retrained point to each planned one.
+    """
+    from svd2onnx import sweep as sweeping
+    from svd2onnx.outputs import staged
+    from svd2onnx.plots import draw_sweep, pyplot
+    from svd2onnx.settings import Settings
+    from svd2onnx.sweep_points import wanted
+    from svd2onnx.tables import sweep_table
+
+    pyplot()  # missing, it should fail before the work and not after it
+    settings = Settings(**arguments)
+    widths = [int(own) for own in bits]
+    points = wanted(widths, epsilons, sizes, samples=samples, retrained=settings.recover > 0)
+    with _progress() as progress:
+        result = sweeping.sweep(source, output, points, settings, data, _tracker(progress))
+    metric = metric or next((name for point in result.points for name in point.metric), None)
+    with staged(output / "sweep.png") as (draft,):
+        draw_sweep(result, draft, metric)
+    Console().print(sweep_table(result))
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@compression_options
 def inspect(source: Path, data: Path | None, **arguments: Any) -> None:
     """List the layers of SOURCE: shapes, spectra, bytes, and why a layer would stay in float."""
     from svd2onnx.inspection import inspect_layers
@@ -221,16 +187,16 @@ def inspect(source: Path, data: Path | None, **arguments: Any) -> None:
 
 
 @main.command()
-@click.argument("graph", type=_PATH)
-@click.option("--reference", type=_PATH, help="A graph to compare with, such as the float32 one.")
+@click.argument("graph", type=PATH)
+@click.option("--reference", type=PATH, help="A graph to compare with, such as the float32 one.")
 @click.option("--against", multiple=True, metavar="NAME=FILE", help="A further graph to time beside them.")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--json", "json_path", type=_PATH, help="Also write the results here.")
-@click.option("--plot", type=_PATH, help="Also draw latency against batch here (PNG).")
-@_DIM
-@_PROVIDER
-@_THREADS
+@click.option("--json", "json_path", type=PATH, help="Also write the results here.")
+@click.option("--plot", type=PATH, help="Also draw latency against batch here (PNG).")
+@DIM
+@PROVIDER
+@THREADS
 def bench(
     graph: Path,
     reference: Path | None,
@@ -274,11 +240,11 @@ def bench(
 
 
 @main.command()
-@click.argument("graph", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, help="The float32 ONNX file.")
-@click.option("--task", type=_PATH, required=True, help="The model file with the data and the metric.")
-@_DATA
-@_PROVIDER
+@click.argument("graph", type=PATH)
+@click.option("--reference", type=PATH, required=True, help="The float32 ONNX file.")
+@click.option("--task", type=PATH, required=True, help="The model file with the data and the metric.")
+@DATA
+@PROVIDER
 def evaluate(graph: Path, reference: Path, task: Path, data: Path | None, provider: str) -> None:
     """Measure what GRAPH lost against --reference, on the evaluation data of --task."""
     from svd2onnx.loading import as_arrays, load_model_file
@@ -301,9 +267,9 @@ def evaluate(graph: Path, reference: Path, task: Path, data: Path | None, provid
 
 
 @main.command()
-@click.argument("graph", type=_PATH)
-@_DIM
-@_PROVIDER
+@click.argument("graph", type=PATH)
+@DIM
+@PROVIDER
 def certify(graph: Path, dims: tuple[str, ...], provider: str) -> None:
     """Prove that GRAPH runs as it is meant to; exit 1 if not.
 

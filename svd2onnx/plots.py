@@ -1,11 +1,14 @@
-"""A benchmark as a picture; matplotlib comes with the extra "plot"."""
+"""Benchmarks and sweeps as pictures; matplotlib comes with the extra "plot"."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from svd2onnx.errors import OutputError
+from svd2onnx.sweep_points import Point, Sweep
 from svd2onnx_runtime import BenchResult
 
 
@@ -44,3 +47,49 @@ def draw_latency(result: BenchResult, path: Path) -> None:
     axes.legend()
     figure.savefig(path, format="png", dpi=150)
     plot.close(figure)
+
+
+def draw_sweep(sweep: Sweep, path: Path, metric: str | None = None) -> None:
+    """Write a PNG in the article's form: size in bytes against ``metric``, or fidelity where that is None.
+
+    Plain quantization is a large dot for each width, the article's curves are dashed, with the spread over
+    draws of data as bars, and the planned and the retrained ones are drawn through.
+    """
+    plot = pyplot()
+    figure, axes = plot.subplots(figsize=(8, 5.5), constrained_layout=True)
+    curves: dict[str, list[Point]] = defaultdict(list)
+    for point in sweep.points:
+        if not point.failure:
+            curves[point.setting.curve].append(point)
+    for i, (name, points) in enumerate(curves.items()):
+        x, y, spread = _curve(points, metric)
+        series, color = points[0].setting.series, f"C{i}"
+        if series == "float":
+            axes.axhline(y[0], color="gray", linewidth=1, label=f"float32, {x[0]:.1f} MB")
+        elif series == "quantize":
+            axes.plot(x, y, "o", markersize=14, color=color, label=name)
+        else:
+            style = "--" if series == "svd" else "-"
+            axes.errorbar(x, y, spread, linestyle=style, marker=".", capsize=3, color=color, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("file, MB")
+    axes.set_ylabel(metric or f"fidelity ({sweep.objective})")
+    axes.set_title(Path(sweep.source).stem)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, format="png", dpi=150)
+    plot.close(figure)
+
+
+def _curve(points: list[Point], metric: str | None) -> tuple[list[float], list[float], list[float]]:
+    """Sizes in MB, means and standard deviations over the draws of each setting, by size."""
+    same: dict[tuple[int, float], list[Point]] = defaultdict(list)
+    for point in points:
+        same[point.setting.bits, point.setting.value].append(point)
+    rows = []
+    for group in same.values():
+        values = [point.metric[metric] if metric else point.fidelity for point in group]
+        size = fmean(point.file_bytes for point in group) / 1e6
+        rows.append((size, fmean(values), stdev(values) if len(values) > 1 else 0.0))
+    x, y, spread = zip(*sorted(rows), strict=True)
+    return list(x), list(y), list(spread)

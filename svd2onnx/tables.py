@@ -10,6 +10,7 @@ from rich.table import Table
 
 from svd2onnx.inspection import LayerInspection
 from svd2onnx.report import Choice, CompressionReport
+from svd2onnx.sweep_points import Sweep
 from svd2onnx_runtime import BenchResult, EvaluationResult
 
 
@@ -60,6 +61,30 @@ def compression_table(report: CompressionReport) -> Table:
         table.add_row("not fused", f"{name}: {reason}")
     for name, reason in certificate.misplaced[:5]:
         table.add_row("misplaced", f"{name}: {reason}")
+    return table
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """A row for each point, by size within each curve."""
+    names = sorted({name for point in sweep.points for name in point.metric})
+    table = Table(title=sweep.source)
+    for column in ("curve", "at", "file", "of float32", f"fidelity ({sweep.objective})", *names, "note"):
+        table.add_column(column)
+    for point in sorted(sweep.points, key=lambda p: (p.setting.curve, p.file_bytes)):
+        at = f"{point.setting.value:g}" if point.setting.value else ""
+        if point.failure:
+            table.add_row(point.setting.curve, at, "", "", "", *("" for _ in names), point.failure)
+            continue
+        metrics = (f"{point.metric[name]:.4f}" if name in point.metric else "" for name in names)
+        table.add_row(
+            point.setting.curve,
+            at,
+            megabytes(point.file_bytes),
+            f"{point.kept:.3f}",
+            f"{point.fidelity:.5f}",
+            *metrics,
+            "",
+        )
     return table
 
 

@@ -18,7 +18,8 @@ LAYERS = (
     "activations planner candidates knapsack deadline goals modules straight_through teacher student rewrite "
     "recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export integer "
     "layer_graphs latency settings folded packed half forms plain batchnorm preparation clock verify report "
-    "timing building choosing settling pipeline inspection tables plots __init__ cli"
+    "timing building choosing settling pipeline inspection sweep_points sweep tables plots __init__ options "
+    "cli"
 ).split()
 
 BLOCK_AND_IMPORT = """

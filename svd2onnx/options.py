@@ -1,0 +1,130 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., None]
+PATH = click.Path(path_type=Path)
+PROVIDER = click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Execution provider; auto is CUDA where there is a GPU.",
+)
+THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
+DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
+DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
+
+
+def source_options(command: Command) -> Command:
+    """The options that say what to compress, and on what it is judged."""
+    options = [
+        click.option(
+            "--only", type=click.Choice(["linear", "convolution", "embedding"]),
+            help="Compress layers of this kind alone.",
+        ),
+        click.option(
+            "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
+        ),
+        click.option(
+            "--random-weights", is_flag=True,
+            help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
+        ),
+        click.option(
+            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
+            help="Retrain the compressed network briefly, by distillation on the recovery split.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
+        click.option(
+            "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
+            help="Inputs to calibrate on; 0 does without data.",
+        ),
+        DATA,
+        PROVIDER,
+    ]  # fmt: skip
+    return _with(options, command)
+
+
+def compression_options(command: Command) -> Command:
+    """The options that say how to compress, and those of ``source_options``."""
+    options = [
+        click.option(
+            "--method",
+            type=click.Choice(["auto", "quantize", "svd"]),
+            default="auto",
+            show_default=True,
+            help="Plan the whole network; or plain quantization; or the article's low rank.",
+        ),
+        click.option(
+            "--target-size", metavar="SIZE",
+            help="auto: bytes of the finished file, as 0.15x of float32 or 40MB.  [default: 0.15x]",
+        ),
+        click.option(
+            "--min-fidelity", type=float, metavar="F",
+            help="auto: the smallest file of at least this fidelity; 1 is a perfect copy.",
+        ),
+        click.option(
+            "--target-latency", metavar="TIME",
+            help="auto: at most so much time, as 0.5x of float32 or 12ms, on --provider with --threads.",
+        ),
+        click.option(
+            "--batch", type=click.IntRange(1), default=1, show_default=True,
+            help="Batch that --target-latency is for.",
+        ),
+        click.option(
+            "--sequence", type=click.IntRange(1), default=128, show_default=True,
+            help="Length of texts that --target-latency is for: the dynamic dimension \"sequence\".",
+        ),
+        click.option(
+            "--latency-table", type=PATH,
+            help="OUTPUT.latency.json of an earlier run on this machine, so as not to time layers again.",
+        ),
+        click.option(
+            "--plan", type=PATH, help="Store the layers as this file says (OUTPUT.plan.json, edited)."
+        ),
+        click.option(
+            "--bits", type=click.Choice(["8", "4", "2"]), default="4", show_default=True,
+            help="quantize, svd: bits of a code.",
+        ),
+        click.option(
+            "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]),
+            help="quantize, svd: weights that share a scale.  [default: 128 at 8 bits, else 32]",
+        ),
+        click.option(
+            "--epsilon", type=float, default=0.1, show_default=True,
+            help="svd: largest relative output error of a layer.",
+        ),
+        click.option(
+            "--activations", type=click.Choice(["auto", "float", "int8"]), default="auto", show_default=True,
+            help="What MatMuls compute with; int8 is faster on CPUs at many rows, and rounds more. "
+            "auto chooses for each layer if there is a --target-latency, and is float if not.",
+        ),
+        click.option(
+            "--operator", type=click.Choice(["dequantize", "folded", "matmulnbits"]), default="dequantize",
+            show_default=True,
+            help="Weights in standard operators, fused at load; or made floats then; or as the fused kernel.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+            help="What the graph computes in; float16 is for CUDA. Inputs and outputs stay float32.",
+        ),
+        click.option(
+            "--external-data", is_flag=True,
+            help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
+        ),
+        THREADS,
+    ]  # fmt: skip
+    return _with(options, source_options(command))
+
+
+def _with(options: Sequence[Any], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

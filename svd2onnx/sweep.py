@@ -1,0 +1,204 @@
+"""Size against accuracy, as the article draws it: many settings of one network, each exported and measured.
+
+The float network is calibrated once for plans, and for each draw of data that the article's rule is tried
+on. Every point is written to the folder's sweep.json as soon as it is measured, and a run that finds points
+there goes on with the others.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from svd2onnx.building import Build, Builder
+from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
+from svd2onnx.candidates import Candidate
+from svd2onnx.choosing import priced_menu, uniform_plans
+from svd2onnx.errors import OutputError, PlanError
+from svd2onnx.export import export_float
+from svd2onnx.goals import SizeGoal
+from svd2onnx.layer_statistics import LayerStatistics
+from svd2onnx.planner import article_plan, uniform_plan
+from svd2onnx.preparation import Prepared, prepare
+from svd2onnx.progress import Track, silent
+from svd2onnx.schema import QuantSpec
+from svd2onnx.settings import DEFAULT_BLOCKS, Settings
+from svd2onnx.settling import better_of, reach
+from svd2onnx.sweep_points import Point, Setting, Sweep
+from svd2onnx_runtime import EvaluationResult, graph_bytes
+from svd2onnx_runtime.session import resolve_provider
+
+RESULTS = "sweep.json"
+
+
+def sweep(
+    source: Path,
+    folder: Path,
+    wanted: Sequence[Setting],
+    settings: Settings,
+    data: Path | None = None,
+    track: Track = silent,
+) -> Sweep:
+    """Measure the points ``wanted`` of the model file ``source``, and write them to ``folder``.
+
+    Args:
+        source: the model file.
+        folder: made if it is not there; sweep.json and sweep.csv are written to it.
+        wanted: the settings; those that sweep.json holds are not measured again.
+        settings: ``recover`` is the number of steps of the series "retrained".
+        data: as of ``compress_export``.
+        track: shows the progress.
+
+    Raises:
+        Svd2OnnxError: the network cannot be compressed at all. A point that cannot be reached is noted.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    prepared = prepare(source, settings, data, track)
+    results = Sweep.read(folder / RESULTS, str(source), prepared.objective)
+    with tempfile.TemporaryDirectory(prefix=".sweep-", dir=folder) as drafts:
+        study = _Study(prepared, settings, Path(drafts), track)
+        missing = [setting for setting in wanted if not results.has(setting)]
+        for setting in track(missing, "Sweeping", len(missing)):
+            results = results.with_point(study.point(setting))
+            _write(folder, RESULTS, results.to_json())
+            _write(folder, "sweep.csv", results.to_csv())
+    return results
+
+
+@dataclass
+class _Study:
+    """What all points of one network share; each part is made when a point first asks for it."""
+
+    prepared: Prepared
+    settings: Settings
+    folder: Path
+    track: Track
+
+    def point(self, setting: Setting) -> Point:
+        """Build, export and measure one point."""
+        started = time.perf_counter()
+        try:
+            builder, build, path = self._built(setting)
+        except PlanError as error:
+            return Point(setting, failure=str(error), seconds=time.perf_counter() - started)
+        result: EvaluationResult = builder.deployed()
+        forms = Counter(str(form) for form in build.plan.forms.values()) if build else Counter[str]()
+        size = graph_bytes(path)
+        return Point(
+            setting,
+            file_bytes=size,
+            kept=size / self.float_bytes,
+            fidelity=result.fidelity,
+            mean_error=result.mean_error,
+            standard_error=result.standard_error,
+            predicted_error=build.plan.predicted_error if build else None,
+            metric=result.metric,
+            forms=dict(forms),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _built(self, setting: Setting) -> tuple[Builder, Build | None, Path]:
+        """The builder whose draft is the point's file."""
+        if setting.series == "float":
+            builder = self.builder_on({}, self.reference)
+            return builder, None, self.reference
+        if setting.series == "svd":
+            statistics = self._drawn(setting.sample)
+            spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
+            sites, model = self.prepared.sites, self.prepared.model
+            plan = article_plan(model, sites, statistics, spec, setting.value, self.track)
+            builder = self.builder_on(statistics)
+            build = builder.build(plan)
+        elif setting.series == "quantize":
+            builder = self.builder
+            spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
+            build = builder.build(uniform_plan(self.prepared.sites, spec))
+        else:
+            builder = self.builder
+            build = self._planned(setting.value)
+            if setting.series == "retrained":
+                build = builder.recovered(build, self.settings.recover)
+        builder.write(build)
+        return builder, build, builder.draft
+
+    def _planned(self, share: float) -> Build:
+        """The plan for ``share`` of the float32 file, or uniform quantization where that is better."""
+        uniform = uniform_plans(self.prepared.sites)
+        target = int(share * self.float_bytes)
+        goal = SizeGoal(self.menu, uniform, self.float_bytes, target, math.inf)
+        build = reach(goal, self.builder)
+        return better_of(build, goal.rival(build.plan), self.builder)[0]
+
+    @cached_property
+    def reference(self) -> Path:
+        path = self.folder / "float32.onnx"
+        export_float(self.prepared.model, self.prepared.example, self.prepared.dynamic_shapes, path)
+        return path
+
+    @cached_property
+    def float_bytes(self) -> int:
+        return self.reference.stat().st_size
+
+    @cached_property
+    def menu(self) -> Mapping[str, Sequence[Candidate]]:
+        _, judging = hold_out(self.prepared.batches)
+        menu = priced_menu(self.prepared, self._statistics, judging, ("float",), self.track)
+        self._statistics = without_probes(self._statistics)
+        return menu
+
+    @cached_property
+    def builder(self) -> Builder:
+        self.menu  # noqa: B018 - made first, because it lets go of the probes
+        return self.builder_on(self._statistics)
+
+    def builder_on(self, statistics: Mapping[str, LayerStatistics], draft: Path | None = None) -> Builder:
+        """One whose layers are fitted to ``statistics``."""
+        _, judging = hold_out(self.prepared.batches)
+        provider = resolve_provider(self.settings.provider)
+        draft = draft or self.folder / "point.onnx"
+        return Builder(self.prepared, statistics, judging, draft, self.reference, provider, self.track)
+
+    @cached_property
+    def _statistics(self) -> dict[str, LayerStatistics]:
+        prepared = self.prepared
+        fit, judging = hold_out(prepared.batches)
+        return calibrate(
+            prepared.model,
+            prepared.sites,
+            self.track(fit, "Calibrating", len(fit)),
+            prepared.objective,
+            self.track(judging, "Probing", len(judging)),
+            probe_draws(judging),
+        )
+
+    def _drawn(self, sample: int) -> dict[str, LayerStatistics]:
+        """Without gradients, of half of the calibration batches, drawn by ``sample``."""
+        if sample not in self._draws:
+            batches = list(self.prepared.batches)
+            some = random.Random(sample).sample(batches, -(-len(batches) // 2))
+            self._draws = {sample: calibrate(self.prepared.model, self.prepared.sites, some)}
+        return self._draws[sample]
+
+    @cached_property
+    def _draws(self) -> dict[int, dict[str, LayerStatistics]]:
+        return {}
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    """Replace a file of ``folder`` whole."""
+    draft = folder / f".{name}.draft"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(folder / name)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder / name}: {error.strerror}") from error
