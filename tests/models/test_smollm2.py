@@ -28,27 +28,6 @@ def network(smollm2: ModuleType) -> nn.Module:
     return smollm2.build()
 
 
-@pytest.fixture
-def wikitext(tmp_path: Path) -> Path:
-    (tmp_path / "wikitext2").mkdir()
-    lines = [f"line {i}\n" for i in range(10)]
-    (tmp_path / "wikitext2" / "valid.txt").write_text("".join(lines), encoding="utf-8")
-    return tmp_path
-
-
-def test_wikitext_halves_do_not_overlap(smollm2: ModuleType, wikitext: Path) -> None:
-    assert smollm2._text(False, wikitext).splitlines() == [f"line {i}" for i in range(5)]
-    assert smollm2._text(True, wikitext).splitlines() == [f"line {i}" for i in range(5, 10)]
-
-
-def test_stdlib_topics_belong_to_one_side(smollm2: ModuleType) -> None:
-    training, evaluation = (smollm2._text(side, None) for side in (False, True))
-    assert len(training) > 100_000
-    assert len(evaluation) > 50_000
-    held = [text for text in smollm2.topics.values() if len(text) > 200]
-    assert all((text in training) != (text in evaluation) for text in held)
-
-
 def test_data_folder_without_the_file_is_refused(smollm2: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^expected WikiText-2's validation text at .*$"):
         next(smollm2.inputs("calibration", tmp_path))
