@@ -27,6 +27,8 @@ HELD_OUT = 6
 PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 2
+MOST_PROBE_BYTES = 3 << 30
+"""Of probes together: large networks are judged on fewer samples."""
 _NO_GRADIENTS = (
     "no gradients reach the layers from the network's first output, which calibration needs: forward must "
     "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
@@ -65,6 +67,8 @@ def calibrate(
     for batch in batches:
         _observe(model, owners, batch, objective, 0, generator)
     for batch in held_out:
+        if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
+            break
         _observe(model, owners, batch, objective, draws, generator)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):

@@ -33,6 +33,10 @@ class ProbedRows:
     lengths: tuple[int, ...]
     count: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.x.nbytes + self.g.nbytes
+
 
 @dataclass(frozen=True)
 class ProbedGammas:
@@ -40,6 +44,10 @@ class ProbedGammas:
 
     gammas: Tensor
     count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.gammas.nbytes
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from svd2onnx import calibrate as calibrating
 from svd2onnx.calibrate import calibrate, hold_out, probe_draws
 from svd2onnx.errors import SourceError
 from svd2onnx.gathering import SAMPLES
@@ -396,3 +397,13 @@ def test_few_samples_are_probed_more_often() -> None:
     assert [probe_draws([{"x": torch.zeros(rows, 2)}] * 2) for rows in (1, 100, 128, 129, 256, 4000)] == [
         *(2, 2, 2, 2, 1, 1)
     ]
+
+
+def test_probes_stop_where_they_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = seeded(Tokens)
+    batches = batches_of(network)
+    sites = discover(network, batches[0])
+    for limit, count in ((1 << 30, 2), (1, 1)):
+        monkeypatch.setattr(calibrating, "MOST_PROBE_BYTES", limit)
+        statistics = calibrate(network, sites, batches, "cosine", batches)
+        assert {len(own.probes) for own in statistics.values() if own.probes} == {count}

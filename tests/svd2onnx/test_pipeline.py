@@ -56,6 +56,35 @@ dynamic_shapes = {"x": {0: "batch", 1: "sequence"}}
 """
 
 
+CONVOLUTIONS = """
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32)
+        self.body, self.other = nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, 80)
+
+    def forward(self, x):
+        x = torch.relu_(self.norm(self.stem(x)))
+        return self.head(torch.relu(self.other(self.body(x))).mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    network = Network()
+    for norm in (network.norm, network.other):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.running_mean)
+    return network
+
+def inputs(split):
+    torch.manual_seed({"calibration": 1, "recovery": 2, "evaluation": 3}[split])
+    for _ in range(3):
+        yield {"x": torch.randn(8, 3, 13, 13)}
+
+dynamic_shapes = {"x": {0: "batch"}}
+"""
+
+
 @pytest.fixture
 def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing starts processes; tests of other things do without."""
@@ -162,6 +191,28 @@ def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path:
     assert report.certificate.ok
     assert report.certificate.planned == 17
     assert report.deployed.fidelity > 0.999
+
+
+@pytest.mark.usefixtures("no_bench")
+def test_convolutions_are_planned_with_their_normalization_folded(
+    write_model_file: Write, tmp_path: Path
+) -> None:
+    source = write_model_file(add=CONVOLUTIONS)
+    report = compress_export(source, tmp_path / "out.onnx", Settings(target_size="0.35x", provider="cpu"))
+    forms = {layer.name: layer for layer in report.layers}
+    assert set(forms) == {"stem", "body", "head"}, "normalization is left"
+    assert forms["body"].kind == "convolution"
+    assert "int" in forms["body"].form
+    assert report.kept <= 0.35
+    assert report.certificate.ok
+    assert report.certificate.folded
+    assert report.deployed.fidelity > 0.99
+    assert report.strict_relative_error < 1e-5
+    assert {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node} >= {
+        "Conv",
+        "Cast",
+        "Reshape",
+    }
 
 
 @pytest.mark.usefixtures("no_bench")
