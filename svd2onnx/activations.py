@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from svd2onnx.layer_statistics import LayerStatistics, ProbedRows
+from svd2onnx.moments import diagonal, times
 from svd2onnx.schema import CompressedLayer
 
 LARGEST = 127
@@ -43,11 +44,11 @@ def input_rms(layer: CompressedLayer, statistics: LayerStatistics | None) -> dic
     if statistics is None or statistics.covariance is None or statistics.mean is None:
         return {}
     covariance, mean = statistics.covariance.double(), statistics.mean.double()
-    own = (covariance.diagonal() + mean.square()).sqrt()
+    own = (diagonal(covariance) + mean.square()).sqrt()
     rms = {"dense": own, "right": own}
     if layer.right is not None:
         right = layer.right.dequantize().double()
-        rms["left"] = ((right @ covariance * right).sum(1) + (right @ mean).square()).sqrt()
+        rms["left"] = ((times(right, covariance) * right).sum(1) + (right @ mean).square()).sqrt()
     return rms
 
 

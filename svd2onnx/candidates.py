@@ -39,8 +39,8 @@ _PAIR_LIMIT = 0.85
 _SWEEPS = 1
 """Of the descent: enough to compare forms; what is chosen is rounded with more care."""
 _TOGETHER = 1 << 25
-_LARGEST_FACTORIZED = 8192
-"""A weight with a longer side is a vocabulary's projection: of full rank, and slow to decompose."""
+_MOST_OUTPUTS = 8192
+"""A weight with more is a vocabulary's projection: of full rank, and slow to decompose."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
     """The compressed forms that suit ``site``, dense ones first, and take fewer bytes than float."""
     dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
     forms = [LayerForm(dense=spec) for spec in dense]
-    if site.kind != "embedding" and site.groups == 1 and max(site.shape) <= _LARGEST_FACTORIZED:
+    if site.kind != "embedding" and site.groups == 1 and site.shape[0] <= _MOST_OUTPUTS:
         forms += _pairs(site)
     if site.kind == "linear":
-        if max(site.shape) <= _LARGEST_FACTORIZED:
+        if site.shape[0] <= _MOST_OUTPUTS:
             forms += _corrections(site.shape)
         forms.append(LayerForm())
     return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]

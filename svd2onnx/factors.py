@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from svd2onnx.lowrank import Factorization, Weighting
-from svd2onnx.rounding import Curvature, damp, round_second_order
+from svd2onnx.moments import damp, times
+from svd2onnx.rounding import Curvature, round_second_order
 from svd2onnx.schema import LayerForm, QuantizedTensor, QuantSpec
 
 _TURNS = 2
@@ -32,14 +33,14 @@ def quantized_pair(
     side = torch.eye(len(weight)) if curvature.outputs is None else curvature.outputs
     right_goal = factors.right
     pair: tuple[QuantizedTensor, QuantizedTensor] | None = None
-    weighted = weight.double() @ inputs
+    weighted = times(weight.double(), inputs)
     for _ in range(_TURNS):
         if pair is not None:
             left = pair[0].dequantize()
             right_goal = _solve(left.T @ side @ left, left.T @ side @ weight)
         (right,) = round_second_order(right_goal, [spec], curvature, sweeps=0)
         rounded = right.dequantize().double()
-        moment = rounded @ inputs @ rounded.T
+        moment = times(rounded, inputs) @ rounded.T
         left_goal = _solve(moment, rounded @ weighted.T).T
         (left_rounded,) = round_second_order(left_goal, [spec], Curvature(damp(moment, _SIDE_DAMPING)))
         pair = left_rounded, right
@@ -72,7 +73,7 @@ def quantized_correction(
 def _loss(change: Tensor, curvature: Curvature) -> float:
     """tr(G D H D^T)."""
     sided = change if curvature.outputs is None else curvature.outputs @ change
-    return float((sided.double() * (change.double() @ curvature.inputs)).sum())
+    return float((sided.double() * times(change.double(), curvature.inputs)).sum())
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svd2onnx.convolution import Convolution, patches, weight_gradients
 from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
+from svd2onnx.moments import WIDEST, outer_sum
 from svd2onnx.schema import LayerSite
 
 TakeGradient = Callable[[Tensor, int], None]
@@ -53,12 +54,14 @@ class Rows:
 
     @functools.cached_property
     def moments(self) -> tuple[int, Tensor, Tensor]:
-        """Count, mean and centred scatter, float64."""
-        mean = self.x.double().mean(dim=0) if len(self.x) else torch.zeros(self.x.shape[1]).double()
+        """Count, mean and centred scatter, float64; of very wide inputs the scatter's diagonal."""
+        count, width = self.x.shape
+        mean = self.x.double().mean(dim=0) if count else torch.zeros(width).double()
         centred = self.x - mean.float()
-        scatter = (centred.T @ centred).double()
-        rest = centred.double().sum(dim=0)  # of rounding the mean
-        return len(self.x), mean, scatter - torch.outer(rest, rest) / max(1, len(self.x))
+        whole = width <= WIDEST
+        rest = centred.double().sum(dim=0, keepdim=True)  # of rounding the mean
+        scatter = outer_sum(centred, centred, whole).double() - outer_sum(rest, rest, whole) / max(1, count)
+        return count, mean, scatter
 
     @functools.cached_property
     def kept(self) -> Tensor:
@@ -73,7 +76,7 @@ class _Moments:
         self.keeps_samples = keeps_samples
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.scatter = _zeros(width).double()
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
@@ -83,7 +86,8 @@ class _Moments:
         total = self.count + count
         shift = mean - self.mean
         self.scatter += scatter
-        self.scatter += torch.outer(shift, shift) * (self.count * count / total)
+        between = outer_sum(shift[None], shift[None], whole=self.scatter.ndim == 2)
+        self.scatter += between * (self.count * count / total)
         self.mean += shift * (count / total)
         self.count = total
         if self.keeps_samples:
@@ -133,7 +137,7 @@ class Gatherer:
         # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
         parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
         guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
-        self._sums.add_guided(x.T @ guided)
+        self._sums.add_guided(x, guided)
 
     def finish(self) -> LayerStatistics:
         """The statistics; what was summed is divided in place, as all sites' sums are large."""
@@ -169,11 +173,16 @@ class ConvolutionGatherer:
         self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
         if self.moments is not None:
             for gamma in gammas:
-                self._sums.add_guided(gamma.T @ gamma)
+                self._sums.add_guided(gamma, gamma)
 
     def finish(self) -> LayerStatistics:
         """The statistics."""
         return _finished(self.moments, self._sums, self.probes)
+
+
+def _zeros(width: int) -> Tensor:
+    """[width, width], or [width] where that would be too large."""
+    return torch.zeros(width, width) if width <= WIDEST else torch.zeros(width)
 
 
 class _Sums:
@@ -182,16 +191,16 @@ class _Sums:
     def __init__(self, outputs: int, width: int | None) -> None:
         self.errors = 0
         self.outer = torch.zeros(outputs, outputs) if outputs <= LARGEST_OUTPUTS else None
-        self.guided = None if width is None else torch.zeros(width, width)
+        self.guided = None if width is None else _zeros(width)
 
     def add_outputs(self, g: Tensor, count: int) -> None:
         if self.outer is not None:
             self.outer += g.T @ g
         self.errors += count
 
-    def add_guided(self, product: Tensor) -> None:
+    def add_guided(self, rows: Tensor, others: Tensor) -> None:
         assert self.guided is not None
-        self.guided += product
+        self.guided += outer_sum(rows, others, whole=self.guided.ndim == 2)
 
 
 def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:
@@ -207,7 +216,11 @@ def _finished(
     outer = sums.outer.div_(sums.errors) if observed and sums.outer is not None else None
     if moments is None or sums.guided is None:
         return LayerStatistics(0, output_moment=outer, probes=tuple(probes))
-    guided = sums.guided.add_(sums.guided.T.clone()).div_(2 * sums.errors) if observed else None
+    guided = None
+    if observed and sums.guided.ndim == 2:
+        guided = sums.guided.add_(sums.guided.T.clone()).div_(2 * sums.errors)
+    elif observed:
+        guided = sums.guided.div_(sums.errors)
     return LayerStatistics(
         moments.count,
         moments.mean,

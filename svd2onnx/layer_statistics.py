@@ -54,6 +54,8 @@ class ProbedGammas:
 class LayerStatistics:
     """See the module's docstring. Shapes: ``mean`` [in], ``samples`` [n, in], A and B [in, in], G [out, out].
 
+    Of very wide inputs A and B are their diagonals [in] (``moments``).
+
     A table and a grouped convolution have ``probes`` and ``output_moment`` only. Without gradients there are
     no G, B and probes, and with them no ``samples``.
     """

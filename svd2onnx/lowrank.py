@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svd2onnx.moments import WIDEST, roots, times
 from svd2onnx.quantize import quantize
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
@@ -32,6 +33,8 @@ RANK_STEP = 16
 
 
 _SPECTRUM_FLOOR = 1e-6
+_WIDE = 2
+"""Columns for each row from which on a way by M M^T is worth its loss of the weakest singular values."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,21 @@ def factorize(weight: Tensor) -> Factorization:
     ``factorize(w).truncate(k)`` is the best approximation of rank k; its squared Frobenius error is the
     sum of the dropped squared singular values (Eckart and Young).
     """
-    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
-    return Factorization(u.float(), (s.unsqueeze(1) * vt).float())
+    left, right = _svd(weight.double())
+    return Factorization(left.float(), right.float())
 
 
 class Weighting:
     """The square roots of the moments that weigh a change: computed once for all weights of a shape.
 
     Args:
-        inputs: H [in, in], positive semidefinite.
+        inputs: H [in, in], positive semidefinite, or its diagonal [in].
         outputs: G [out, out] likewise, or None for the identity.
     """
 
     def __init__(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
-        self._inputs = _roots(inputs.double())
-        self._outputs = None if outputs is None else _roots(outputs.double())
+        self._inputs = roots(inputs.double(), _SPECTRUM_FLOOR)
+        self._outputs = None if outputs is None else roots(outputs.double(), _SPECTRUM_FLOOR)
 
     def factorize(self, weight: Tensor) -> Factorization:
         """The best factors of every rank of ``weight`` [out, in].
@@ -78,23 +81,26 @@ class Weighting:
         columns of ``left`` have unit mean square, so that its blocks suit one scale.
         """
         root, inverse = self._inputs
-        weighted = weight.double() @ root
+        weighted = times(weight.double(), root)
         if self._outputs is not None:
             weighted = self._outputs[0] @ weighted
-        u, s, vt = torch.linalg.svd(weighted, full_matrices=False)
-        left = u if self._outputs is None else self._outputs[1] @ u
+        left, right = _svd(weighted)
+        if self._outputs is not None:
+            left = self._outputs[1] @ left
         size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        right = (s * size).unsqueeze(1) * (vt @ inverse)
+        right = size.unsqueeze(1) * times(right, inverse)
         return Factorization((left / size).float(), right.float())
 
 
-def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root; the spectrum is floored, as calibration may leave it singular."""
-    values, vectors = torch.linalg.eigh(moment)
-    floored = values.clamp_min(
-        _SPECTRUM_FLOOR * values.mean().clamp_min(torch.finfo(values.dtype).tiny)
-    ).sqrt()
-    return (vectors * floored) @ vectors.T, (vectors / floored) @ vectors.T
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """U and S V^T; of very wide matrices by way of the eigenvectors of M M^T, which is much smaller."""
+    rows, columns = matrix.shape
+    if columns > max(WIDEST, _WIDE * rows):
+        _, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        left = vectors.flip(1)
+        return left, left.T @ matrix
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u, s.unsqueeze(1) * vt
 
 
 def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:

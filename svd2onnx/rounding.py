@@ -27,6 +27,7 @@ from torch import Tensor
 
 from svd2onnx.descent import descend
 from svd2onnx.layer_statistics import LayerStatistics
+from svd2onnx.moments import WIDEST, damp, diagonal, unit_mean
 from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
@@ -40,8 +41,8 @@ _SIDE_DAMPING = 1.0
 class Curvature:
     """What rounding minimises: tr(G D H D^T), D the change of a weight [out, in].
 
-    ``inputs`` is H, float64 [in, in], positive definite. ``outputs`` is G, float32 [out, out], or None for
-    equal and independent outputs.
+    ``inputs`` is H, float64 [in, in], positive definite, or its diagonal [in] (``moments``), with which
+    rounding is to nearest. ``outputs`` is G, float32 [out, out], or None for equal and independent outputs.
     """
 
     inputs: Tensor
@@ -50,7 +51,7 @@ class Curvature:
     @functools.cached_property
     def order(self) -> Tensor:
         """The columns by falling curvature."""
-        return torch.argsort(self.inputs.diagonal(), descending=True)
+        return torch.argsort(diagonal(self.inputs), descending=True)
 
     @functools.cached_property
     def spread(self) -> Tensor:
@@ -63,19 +64,20 @@ class Curvature:
     def of(cls, statistics: LayerStatistics, damping: float = _DAMPING) -> Curvature:
         """The inputs' covariance mixed half and half with the gradient moment, where there is one."""
         assert statistics.covariance is not None
-        moment = _unit_mean(statistics.covariance)
+        moment = unit_mean(statistics.covariance.double())
         if statistics.gradient_moment is not None:
-            moment = moment + _unit_mean(statistics.gradient_moment.double())
+            moment = moment + unit_mean(statistics.gradient_moment.double())
         outputs = None
         if statistics.output_moment is not None:
             # Rounding by a one-sided rule is the better start; this much keeps the other side from ruling.
-            outputs = damp(_unit_mean(statistics.output_moment.double()), _SIDE_DAMPING).float()
+            outputs = damp(unit_mean(statistics.output_moment.double()), _SIDE_DAMPING).float()
         return cls(damp(moment, damping), outputs)
 
     @classmethod
     def identity(cls, width: int) -> Curvature:
         """Of inputs that are equal and independent: what there is without data."""
-        return cls(torch.eye(width, dtype=torch.float64))
+        equal = torch.ones(width, dtype=torch.float64)
+        return cls(torch.diag(equal) if width <= WIDEST else equal)
 
 
 def round_second_order(
@@ -87,6 +89,8 @@ def round_second_order(
     """
     if curvature is None:
         return [quantize(weight, spec) for spec in specs]
+    if curvature.inputs.ndim == 1:
+        return [quantize(weight, spec, curvature.inputs) for spec in specs]
     rows, columns = weight.shape
     found = [search_steps(weight, spec, curvature.inputs.diagonal()) for spec in specs]
     steps = torch.stack([widened(s, spec, columns) for (s, _), spec in zip(found, specs, strict=True)])
@@ -119,12 +123,6 @@ def widened(steps: Tensor, spec: QuantSpec, columns: int) -> Tensor:
     return steps.repeat_interleave(spec.block_size, dim=1)[:, :columns]
 
 
-def damp(moment: Tensor, share: float) -> Tensor:
-    """``moment`` plus ``share`` of its mean diagonal on the diagonal: positive definite."""
-    mean = moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    return moment + share * mean * torch.eye(len(moment), dtype=moment.dtype)
-
-
 def gptq_codes(weight: Tensor, steps: Tensor, limits: Tensor, curvature: Curvature) -> Tensor:
     """Integer codes, float32 [rows, columns], of ``weight`` under the ``steps`` of its entries.
 
@@ -150,7 +148,3 @@ def gptq_codes(weight: Tensor, steps: Tensor, limits: Tensor, curvature: Curvatu
     result = torch.empty_like(codes)
     result[order] = codes
     return result.T.contiguous()
-
-
-def _unit_mean(moment: Tensor) -> Tensor:
-    return moment / moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.lowrank import Weighting
-from svd2onnx.rounding import Curvature, damp, round_second_order
+from svd2onnx.moments import damp
+from svd2onnx.rounding import Curvature, round_second_order
 from svd2onnx.schema import BITS, LayerForm, QuantSpec
 
 

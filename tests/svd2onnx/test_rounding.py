@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svd2onnx.layer_statistics import LayerStatistics
+from svd2onnx.moments import damp
 from svd2onnx.quantize import encode, quantize, search_steps
-from svd2onnx.rounding import Curvature, damp, gptq_codes, round_second_order, widened
+from svd2onnx.rounding import Curvature, gptq_codes, round_second_order, widened
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
 

@@ -1,0 +1,83 @@
+"""With a diagonal all is as with the diagonal matrix; very wide layers go through on their diagonals."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svd2onnx import gathering, lowrank, moments, rounding
+from svd2onnx.calibrate import calibrate
+from svd2onnx.candidates import candidates
+from svd2onnx.factors import quantized_pair
+from svd2onnx.layers import discover
+from svd2onnx.lowrank import Weighting, factorize
+from svd2onnx.moments import damp, diagonal, outer_sum, roots, times, unit_mean
+from svd2onnx.rounding import Curvature
+from svd2onnx.schema import QuantSpec
+
+OWN = torch.linspace(0.1, 3, 80, dtype=torch.float64)
+MATRIX = torch.diag(OWN)
+WEIGHT = torch.randn(48, 80, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_diagonal_stands_for_its_matrix() -> None:
+    rows = WEIGHT.double()
+    torch.testing.assert_close(diagonal(MATRIX), diagonal(OWN))
+    torch.testing.assert_close(times(rows, OWN), times(rows, MATRIX))
+    torch.testing.assert_close(torch.diag(unit_mean(OWN)), unit_mean(MATRIX))
+    torch.testing.assert_close(torch.diag(damp(OWN, 0.1)), damp(MATRIX, 0.1))
+    for wide, whole in zip(roots(OWN, 1e-6), roots(MATRIX, 1e-6), strict=True):
+        torch.testing.assert_close(torch.diag(wide), whole)
+    torch.testing.assert_close(outer_sum(rows, 2 * rows, False), outer_sum(rows, 2 * rows, True).diagonal())
+
+
+def test_roots_of_a_singular_diagonal_are_floored() -> None:
+    root, inverse = roots(torch.tensor([0.0, 2.0], dtype=torch.float64), 1e-6)
+    torch.testing.assert_close(root.square(), torch.tensor([1e-6, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(root * inverse, torch.ones(2, dtype=torch.float64))
+
+
+def test_the_best_factors_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Weighting(MATRIX).factorize(WEIGHT).truncate(10)
+    plain = factorize(WEIGHT).truncate(10)
+    monkeypatch.setattr(lowrank, "WIDEST", 16)
+    monkeypatch.setattr(lowrank, "_WIDE", 1)  # by way of the smaller side
+    found, again = Weighting(OWN).factorize(WEIGHT).truncate(10), factorize(WEIGHT).truncate(10)
+    torch.testing.assert_close(found.left @ found.right, expected.left @ expected.right, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.left @ again.right, plain.left @ plain.right, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_are_rounded_on_a_diagonal() -> None:
+    factors = Weighting(OWN).factorize(WEIGHT)
+    left, right = quantized_pair(WEIGHT, factors.truncate(32), QuantSpec(8, 32), Curvature(damp(OWN, 0.05)))
+    best = factors.left[:, :32] @ factors.right[:32]
+    found = left.dequantize() @ right.dequantize()
+    assert float((found - WEIGHT).norm()) < 1.05 * float((best - WEIGHT).norm())
+
+
+def test_a_wide_layer_is_calibrated_and_priced_on_its_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(nn.Module):
+        """x [batch, 200] -> [batch, 64]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(200, 96), nn.Linear(96, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    network = Wide().eval().requires_grad_(False)
+    batches = [{"x": torch.randn(size, 200)} for size in (20, 30)]
+    sites = discover(network, batches[0])
+    whole = calibrate(network, sites, batches, "mse", batches)
+    for module in (moments, gathering, rounding, lowrank):
+        monkeypatch.setattr(module, "WIDEST", 128)
+    narrow = calibrate(network, sites, batches, "mse", batches)
+    for name in ("covariance", "gradient_moment"):
+        expected, found = (getattr(own["first"], name) for own in (whole, narrow))
+        assert found.shape == (200,)
+        torch.testing.assert_close(found, expected.diagonal(), rtol=1e-4, atol=1e-6)
+        assert getattr(narrow["second"], name).shape == (96, 96)
+    errors = {str(c.form): c.error for c in candidates(network, sites, narrow)["first"]}
+    assert 0 < errors["int8/32"] < errors["int4/32"] < errors["int2/32"]
+    assert any(form.startswith("rank 32") for form in errors)
