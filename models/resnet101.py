@@ -3,8 +3,8 @@
 Parameters are named as in torchvision, whose weights load unchanged from the folder ``weights``
 (``resnet101-63fe2227.pth``; ``resnet101-cd907fc2.pth`` too, which was tuned for images of another size).
 With ``random_weights`` it has torchvision's initial ones, and shows size, speed and memory. Its batch
-normalizations then have the statistics of noise: with the initial ones, which change nothing, every block
-adds to the next, and logits of 10,000 come out.
+normalizations then divide by the size that their inputs have for noise: as they are initially they change
+nothing, every block adds to the next, and logits of 10,000 come out.
 
 ``data`` is a folder of JPEGs called by the indices of their classes, see ``images.py``; without it,
 calibration and evaluation see noise.
@@ -95,21 +95,27 @@ def build(weights: Path | None = None, random_weights: bool = False) -> nn.Modul
     """
     network = pretrained_or_random(architecture, weights, random_weights, _FILE, _URL)
     if random_weights:
-        _take_statistics(network, next(inputs("calibration"))["image"])
+        _settle(network, next(inputs("calibration"))["image"])
     return network
 
 
-def _take_statistics(network: nn.Module, images: Tensor) -> None:
-    """Give the batch normalizations the means and variances of ``images``."""
+def _settle(network: nn.Module, images: Tensor) -> None:
+    """Let every batch normalization divide by the size, over all channels, of what it gets for ``images``.
+
+    Means and variances of the channels, as training has them, would make it a network that magnifies
+    rounding a hundredfold: its random blocks pull alike inputs apart.
+    """
+
+    def take(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+        norm.running_var.fill_(float(arguments[0].square().mean()))
+
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0  # the last batch counts alone
+    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
     with torch.no_grad():
-        network.train()(images)
-    network.eval()
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
+        network(images)
+    for hook in hooks:
+        hook.remove()
 
 
 def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:

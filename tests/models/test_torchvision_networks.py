@@ -140,6 +140,18 @@ def test_random_weights_give_outputs_of_a_sensible_size(name: str, monkeypatch: 
     assert float(logits.std(0).mean()) > 0.01 * float(logits.std())  # images make a difference
 
 
+def test_random_resnet_does_not_magnify_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _load("resnet101")
+    deep = {"blocks": (2, 2, 8, 2), "width": 8, "classes": 50}
+    monkeypatch.setattr(module, "architecture", functools.partial(module.architecture, **deep))
+    network = module.build(random_weights=True)
+    image = next(module.inputs("evaluation"))["image"][:4]
+    with torch.no_grad():
+        logits, exact = network(image), network.double()(image.double())
+    assert float((logits - exact).norm() / exact.norm()) < 2e-6
+    assert not any(part._forward_pre_hooks for part in network.modules())
+
+
 def test_initial_weights_are_torchvisions() -> None:
     vgg = _load("vgg19").architecture(width=16, hidden=256).requires_grad_(False)
     weight = vgg.features[28].weight  # 3 x 3 to 128 channels
