@@ -19,6 +19,8 @@ SAMPLES = 2048
 """Inputs kept of each layer for the article's rank rule."""
 LARGEST_OUTPUTS = 8192
 """Layers with more outputs (a vocabulary) get no output moment, which would be larger than their weight."""
+_WIDE = 2048
+"""Inputs from which on products are summed in float32, in which they were made: float64 takes much memory."""
 PATCHES = 256
 """Of each sample, that go into the moments of a convolution: neighbours are much alike."""
 
@@ -76,7 +78,7 @@ class _Moments:
         self.keeps_samples = keeps_samples
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = _zeros(width).double()
+        self.scatter = _zeros(width) if width > _WIDE else _zeros(width).double()
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
