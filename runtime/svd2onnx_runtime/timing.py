@@ -10,6 +10,7 @@ GPU buffers (IOBinding): no copy is timed.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from svd2onnx_runtime.session import (
     run,
 )
 
+_LEAST_ROUNDS = 3
 _REST = 0.03
 """Seconds in which spinning threads come to rest."""
 
@@ -60,8 +62,11 @@ def time_runs(
     threads: int | None = None,
     repeats: int = 50,
     warmup: int = 5,
+    most_s: float = math.inf,
 ) -> TimedRuns:
     """Time the graphs at ``paths`` (the first is the reference) in turn on the same ``inputs``.
+
+    After ``most_s`` seconds no further round begins, once there are three: large networks need fewer.
 
     Their sessions are closed on return, so that they do not weigh on what is measured next. Raises
     ProviderError, GraphError and InputsError.
@@ -83,18 +88,23 @@ def time_runs(
         tf32=_tf32(sessions[0]) if actual == "cuda" else None,
         batch=_batch(feeds[0]),
         feeds=tuple(feeds),
-        seconds=_interleaved(calls, repeats, warmup),
+        seconds=_interleaved(calls, repeats, warmup, most_s),
     )
 
 
-def _interleaved(calls: list[Callable[[], Any]], repeats: int, warmup: int) -> Any:
-    """Seconds [repeats, graphs]; the order turns around from round to round."""
-    for call in calls:
-        for _ in range(warmup):
+def _interleaved(calls: list[Callable[[], Any]], repeats: int, warmup: int, most_s: float = math.inf) -> Any:
+    """Seconds [rounds, graphs]; the order turns around from round to round."""
+    begun = time.perf_counter()
+    for _ in range(warmup):
+        if time.perf_counter() - begun > most_s / 2:
+            break
+        for call in calls:
             call()
     seconds = np.empty((repeats, len(calls)))
     order = list(range(len(calls)))
     for turn in range(repeats):
+        if turn >= _LEAST_ROUNDS and time.perf_counter() - begun > most_s:
+            return seconds[:turn]
         for i in order if turn % 2 == 0 else reversed(order):
             time.sleep(_REST)
             calls[i]()

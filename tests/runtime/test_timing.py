@@ -1,5 +1,6 @@
 """Timed runs: the order of turns, and calls that compute into fixed buffers."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,3 +28,17 @@ def test_a_bound_call_computes_into_fixed_buffers(tmp_path: Path) -> None:
     BoundCall(session, {"x": x}, "cpu")()
     (output,) = binding.get_outputs()
     np.testing.assert_array_equal(output.numpy(), run(session, {"x": x})["y"])
+
+
+def test_after_the_time_allowed_no_further_round_begins() -> None:
+    """Three are made in any case, and warming up takes about half of it at most."""
+    calls = []
+
+    def slow() -> None:
+        calls.append(None)
+        time.sleep(0.01)
+
+    seconds = _interleaved([slow], repeats=50, warmup=5, most_s=0.0)
+    assert seconds.shape == (3, 1)
+    assert len(calls) == 2 * 3
+    assert _interleaved([slow], repeats=4, warmup=0).shape == (4, 1)
