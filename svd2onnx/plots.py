@@ -67,11 +67,13 @@ def draw_sweep(sweep: Sweep, path: Path, metric: str | None = None) -> None:
         if series == "float":
             axes.axhline(y[0], color="gray", linewidth=1, label=f"float32, {x[0]:.1f} MB")
         elif series == "quantize":
-            axes.plot(x, y, "o", markersize=14, color=color, label=name)
+            axes.plot(x, y, "o", markersize=12, color=color, label=name)
         else:
             style = "--" if series == "svd" else "-"
             axes.errorbar(x, y, spread, linestyle=style, marker=".", capsize=3, color=color, label=name)
     axes.set_xscale("log")
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter("{x:g}")
     axes.set_xlabel("file, MB")
     axes.set_ylabel(metric or f"fidelity ({sweep.objective})")
     axes.set_title(Path(sweep.source).stem)
