@@ -2,7 +2,7 @@
 
 It stands in for VGG19 where that one's weights are out of reach: seven 3x3 convolutions, then Linears
 2304 -> 4096 -> 4096 -> 10 with dropout, trained as Simonyan and Zisserman (2014) did, with weight decay on
-all of them. Nobody publishes its weights; half an hour makes them::
+all of them. Nobody publishes its weights; half an hour of one core makes them::
 
     apt-get install dataset-fashion-mnist
     python models/fashion_vgg.py train -o DIR
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("train", help="write the weights, and a report, to a folder")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     command.add_argument("--data", type=Path, metavar="DIR", help=f"default: {_PACKAGED}")
-    command.add_argument("--epochs", type=int, default=20)
+    command.add_argument("--epochs", type=int, default=12)
     command.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
