@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(folder: Path) -> dict[str, Any]:
     """Of int4 with the tables quantized too."""
-    return compress_export(folder, *"--method quantize --bits 4 --calibration-samples 256".split())
+    return compress_export(folder, *"--method quantize --bits 4 --calibration-samples 96".split())
 
 
 def test_four_bits_keep_at_most_0_16_of_the_bytes(folder: Path, report: dict[str, Any]) -> None:
