@@ -50,7 +50,7 @@ def drop_errors(
 
             def constant(layer: nn.Module, _args: object, output: Tensor, mean: Tensor = mean) -> Tensor:
                 value: Tensor = layer.forward(mean.to(output.dtype))
-                return value.expand_as(output)
+                return value.expand_as(output).clone()  # what follows may change it in place
 
             handle = module.register_forward_hook(constant)
             try:

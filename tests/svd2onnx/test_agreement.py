@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svd2onnx.agreement import drop_errors, error_count, first_output, mean_error
 from svd2onnx_runtime import sample_errors
@@ -69,3 +69,11 @@ def test_every_call_of_a_dropped_layer_is_constant() -> None:
     constant: Tensor = network.linear(mean).expand(12, 64)
     expected = sample_errors("mse", network(batch["x"]).numpy(), constant.numpy()).mean()
     assert error == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_follows_a_dropped_layer_may_change_its_output_in_place() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(inplace=True), nn.Linear(32, 8)).requires_grad_(False)
+    batch = {"input": torch.randn(5, 64)}
+    (error,) = drop_errors(network, {"0": batch["input"].mean(0).double()}, batch, "mse").values()
+    assert error > 0
