@@ -60,7 +60,7 @@ def quantized_correction(
         # The pair answers for what the outputs' side asks, so this needs no descent.
         (dense,) = round_second_order(weight - product, [form.dense], curvature, sweeps=0)
         rest = weight - dense.dequantize()
-        factors = weighting.factorize(rest).truncate(form.rank)
+        factors = weighting.factorize(rest, form.rank)
         left, right = quantized_pair(rest, factors, form.factors, curvature)
         product = left.dequantize() @ right.dequantize()
         loss = _loss(rest - product, curvature)

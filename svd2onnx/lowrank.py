@@ -33,6 +33,9 @@ RANK_STEP = 16
 
 
 _SPECTRUM_FLOOR = 1e-6
+_LARGE, _FEW = 1024, 8
+_OVERSAMPLING, _POWERS = 32, 4
+"""Of random projections (Halko et al., arXiv 0909.4061): from this side on, for at most an eighth of it."""
 _WIDE = 2
 """Columns for each row from which on a way by M M^T is worth its loss of the weakest singular values."""
 
@@ -74,8 +77,8 @@ class Weighting:
         self._inputs = roots(inputs.double(), _SPECTRUM_FLOOR)
         self._outputs = None if outputs is None else roots(outputs.double(), _SPECTRUM_FLOOR)
 
-    def factorize(self, weight: Tensor) -> Factorization:
-        """The best factors of every rank of ``weight`` [out, in].
+    def factorize(self, weight: Tensor, rank: int | None = None) -> Factorization:
+        """The best factors of every rank of ``weight`` [out, in], or of ``rank`` alone, which may be quicker.
 
         The squared error tr(G D H D^T) of rank k is the sum of the dropped squared singular values. The
         columns of ``left`` have unit mean square, so that its blocks suit one scale.
@@ -84,7 +87,7 @@ class Weighting:
         weighted = times(weight.double(), root)
         if self._outputs is not None:
             weighted = self._outputs[0] @ weighted
-        left, right = _svd(weighted)
+        left, right = _svd(weighted) if rank is None else _leading(weighted, rank)
         if self._outputs is not None:
             left = self._outputs[1] @ left
         size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
@@ -101,6 +104,17 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return left, left.T @ matrix
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     return u, s.unsqueeze(1) * vt
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The first ``rank`` of U and S V^T; of large matrices by random projections, always the same ones."""
+    if min(matrix.shape) < _LARGE or rank > min(matrix.shape) // _FEW:
+        left, right = _svd(matrix)
+        return left[:, :rank], right[:rank]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(matrix, q=rank + _OVERSAMPLING, niter=_POWERS)
+    return u[:, :rank], s[:rank].unsqueeze(1) * v[:, :rank].T
 
 
 def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:

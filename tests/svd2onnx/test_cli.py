@@ -100,7 +100,7 @@ def test_the_table_shows_kept_and_removed_and_where_the_files_are(compressed: Ru
     kept = compressed.output.stat().st_size / compressed.reference.stat().st_size
     assert f"{kept:.1%} kept" in text
     assert f"{1 - kept:.1%} removed" in text
-    assert "fused on cpu" in text
+    assert " fused of " in text
     assert "out.onnx, .report.json and .plan.json beside it" in text.replace("/ ", "/")
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from svd2onnx import lowrank
 from svd2onnx.lowrank import RANK_STEP, Weighting, factorize, largest_paying_rank, smallest_rank
 from svd2onnx.schema import BITS, QuantSpec
 
@@ -169,3 +170,19 @@ def test_singular_moments_do_no_harm(rank: int) -> None:
     factors = Weighting(seen.T @ seen).factorize(weight)
     assert bool(torch.isfinite(factors.left).all() & torch.isfinite(factors.right).all())
     torch.testing.assert_close(factors.left @ factors.right, weight, rtol=0, atol=2e-3)
+
+
+def test_few_ranks_of_a_large_matrix_are_found_by_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a falling and of a flat spectrum, each time the same; what is left is hardly more than must be."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(256, 320, generator=generator)
+    for weight, most in ((flat * torch.linspace(3, 0.01, 320) ** 2, 1.001), (flat, 1.01)):
+        weighting = Weighting(torch.eye(320, dtype=torch.float64))
+        exact = weighting.factorize(weight).truncate(16)
+        monkeypatch.setattr(lowrank, "_LARGE", 64)
+        found, again = (weighting.factorize(weight, 16) for _ in range(2))
+        monkeypatch.undo()
+        assert torch.equal(found.left, again.left)
+        left_over = (weight - found.left @ found.right).square().sum()
+        assert left_over <= most * (weight - exact.left @ exact.right).square().sum()
+        assert torch.equal(weighting.factorize(weight, 16).left, exact.left)
