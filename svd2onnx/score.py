@@ -22,6 +22,8 @@ from torch import Tensor
 
 from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
 
+_FEW_ROWS = 8
+"""Rows of a sample below which its Gamma, as large as the weight, takes longer to make than to do without."""
 _TOGETHER = 1 << 24
 """Elements of Gamma that are held at a time."""
 
@@ -44,11 +46,11 @@ class ErrorPredictor:
     def __call__(self, changes: Sequence[Tensor]) -> list[float]:
         """The predicted error of each of ``changes`` = W - W~, in the units of the objective."""
         totals = torch.zeros(len(changes), dtype=torch.float64)
-        by_rows = self._statistics.mean is None or changes[0].numel() > _TOGETHER
+        one_by_one = self._statistics.mean is None or changes[0].numel() > _TOGETHER
         for probes in self._statistics.probes:
             if isinstance(probes, ProbedGammas):
                 totals += _squares(probes.gammas.flatten(1), changes)
-            elif by_rows:
+            elif one_by_one or len(probes.x) < _FEW_ROWS * len(probes.lengths):
                 totals += torch.stack([self._from_rows(probes, change) for change in changes])
             else:
                 totals += self._from_gammas(probes, torch.stack([change.flatten() for change in changes]))
