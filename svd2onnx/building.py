@@ -16,6 +16,7 @@ from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
+from svd2onnx.lowrank import Decompose, factorize
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
@@ -54,6 +55,7 @@ class Builder:
         track: shows the progress.
         form: how the file is written, see ``forms``.
         external_data: whether its weights are in another file, of its name and ``.data``.
+        decompose: for the article's pairs.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class Builder:
         track: Track,
         form: Form = Form(),  # noqa: B008 (frozen)
         external_data: bool = False,
+        decompose: Decompose = factorize,
     ) -> None:
+        self._decompose = decompose
         self._form, self._external_data = form, external_data
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
@@ -95,6 +99,7 @@ class Builder:
             replace(plan, forms=fresh),
             self._statistics,
             self._track,
+            self._decompose,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}

@@ -36,6 +36,7 @@ FACTOR_BLOCK = 32
 CORRECTIONS = ((2, 32), (2, 64), (2, 96), (4, 32))
 """Bits of the dense term, and the rank of the 4-bit pair beside it."""
 _PAIR_LIMIT = 0.85
+_LARGE = 2048
 _SWEEPS = 1
 """Of the descent: enough to compare forms; what is chosen is rounded with more care."""
 _TOGETHER = 1 << 25
@@ -146,11 +147,14 @@ def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer
 
 
 def _pairs(site: LayerSite) -> Iterator[LayerForm]:
-    """Ranks that grow by about a quarter, as long as the pair is clearly smaller than 4 bits dense.
+    """Ranks that grow by a third, as long as the pair is clearly smaller than 4 bits dense.
+
+    In large layers, where each takes long to round, they grow faster.
 
     One of a convolution must save arithmetic besides: it is two convolutions where a float one is as fast.
     """
     shape = site.shape
+    growth = 1.3 if min(shape) < _LARGE else 1.6
     limit = _PAIR_LIMIT * LayerForm(dense=QuantSpec(4, 128)).stored_bytes(shape)
     most = min(shape)
     if site.kind == "convolution":
@@ -164,7 +168,7 @@ def _pairs(site: LayerSite) -> Iterator[LayerForm]:
             if form.rank > most or form.stored_bytes(shape) > limit:
                 break
             yield form
-            blocks = max(blocks + 1, round(blocks * 1.3))
+            blocks = max(blocks + 1, round(blocks * growth))
 
 
 def _corrections(shape: tuple[int, ...]) -> Iterator[LayerForm]:

@@ -19,6 +19,7 @@ Source: SVD-LLM (Wang et al., arXiv 2403.07378) for the inputs' side, GFWSVD (ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,23 @@ def factorize(weight: Tensor) -> Factorization:
     """
     left, right = _svd(weight.double())
     return Factorization(left.float(), right.float())
+
+
+Decompose = Callable[[Tensor], Factorization]
+
+
+class Decompositions:
+    """``factorize`` that remembers what it did: for the many bounds that the article's rule is tried with."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, torch.Size], tuple[Tensor, Factorization]] = {}
+
+    def __call__(self, weight: Tensor) -> Factorization:
+        """The decomposition of ``weight``, which must not change from one call to the next."""
+        key = weight.data_ptr(), weight.shape
+        if key not in self._known:
+            self._known[key] = weight, factorize(weight)  # the weight is kept, and so its place
+        return self._known[key][1]
 
 
 class Weighting:
@@ -128,7 +146,12 @@ def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:
 
 
 def smallest_rank(
-    weight: Tensor, inputs: Tensor, bias: Tensor | None, spec: QuantSpec, epsilon: float
+    weight: Tensor,
+    inputs: Tensor,
+    bias: Tensor | None,
+    spec: QuantSpec,
+    epsilon: float,
+    decompose: Decompose = factorize,
 ) -> int | None:
     """The article's rank rule, by bisection over the multiples of RANK_STEP.
 
@@ -138,12 +161,13 @@ def smallest_rank(
         bias: [out] or None; it counts in the layer's output.
         spec: bits and block size of both factors.
         epsilon: bound of ||y~ - y|| / ||y||, y the layer's outputs on ``inputs``.
+        decompose: ``factorize``, or one that remembers.
 
     Returns:
         The smallest rank that meets epsilon with quantized factors, or None where every one that
         does would take more bytes than the dense quantized layer.
     """
-    factors = factorize(weight)
+    factors = decompose(weight)
     outputs = inputs @ weight.T
     size = torch.linalg.norm(outputs if bias is None else outputs + bias)
 

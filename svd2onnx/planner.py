@@ -10,7 +10,7 @@ from torch import nn
 from svd2onnx.errors import PlanError
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import bias_of, weight_of
-from svd2onnx.lowrank import smallest_rank
+from svd2onnx.lowrank import Decompose, factorize, smallest_rank
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import BLOCK_SIZES, CompressionPlan, LayerForm, LayerSite, QuantSpec
 
@@ -51,6 +51,7 @@ def article_plan(
     spec: QuantSpec,
     epsilon: float,
     track: Track = silent,
+    decompose: Decompose = factorize,
 ) -> CompressionPlan:
     """The article's rule: the smallest rank within ``epsilon``, or plain quantization where that is smaller.
 
@@ -68,7 +69,7 @@ def article_plan(
         samples = statistics[site.name].samples
         assert samples is not None
         weight, bias = weight_of(model, site), bias_of(model, site.name)
-        rank = smallest_rank(weight, samples, bias, dense, epsilon)
+        rank = smallest_rank(weight, samples, bias, dense, epsilon, decompose)
         if rank is None:
             notes[site.name] = f"dense: no smaller low-rank pair has relative error <= {epsilon}"
         else:

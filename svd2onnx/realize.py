@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
-from svd2onnx.lowrank import Factorization, Weighting, factorize
+from svd2onnx.lowrank import Decompose, Factorization, Weighting, factorize
 from svd2onnx.progress import Track, silent
 from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
@@ -27,6 +27,7 @@ def realize(
     plan: CompressionPlan,
     statistics: Mapping[str, LayerStatistics],
     track: Track = silent,
+    decompose: Decompose = factorize,
 ) -> dict[str, CompressedLayer]:
     """The stored tensors of every layer in ``plan``, by site name."""
     chosen = [site for site in sites if site.name in plan.forms]
@@ -36,7 +37,7 @@ def realize(
         if site.kind == "embedding":
             return realize_table(weight, form)
         if plan.method == "svd" and form.factors:
-            layer = realize_article(weight, form, own)
+            layer = realize_article(weight, form, own, decompose)
         else:
             layer = next(realize_forms(weight, [form], own))
         return replace(layer, kind=site.kind)
@@ -78,10 +79,12 @@ def realize_forms(
         yield _with_shift(layer, weight, statistics)
 
 
-def realize_article(weight: Tensor, form: LayerForm, statistics: LayerStatistics | None) -> CompressedLayer:
+def realize_article(
+    weight: Tensor, form: LayerForm, statistics: LayerStatistics | None, decompose: Decompose = factorize
+) -> CompressedLayer:
     """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
     assert form.factors is not None
-    left, right = factorize(weight).truncate(form.rank).quantize(form.factors)
+    left, right = decompose(weight).truncate(form.rank).quantize(form.factors)
     return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 

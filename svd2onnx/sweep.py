@@ -25,6 +25,7 @@ from svd2onnx.errors import OutputError, PlanError
 from svd2onnx.export import export_float
 from svd2onnx.goals import SizeGoal
 from svd2onnx.layer_statistics import LayerStatistics
+from svd2onnx.lowrank import Decompositions
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
@@ -116,7 +117,9 @@ class _Study:
             statistics = self._drawn(setting.sample)
             spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
             sites, model = self.prepared.sites, self.prepared.model
-            plan = article_plan(model, sites, statistics, spec, setting.value, self.track)
+            plan = article_plan(
+                model, sites, statistics, spec, setting.value, self.track, self.decompositions
+            )
             builder = self.builder_on(statistics)
             build = builder.build(plan)
         elif setting.series == "quantize":
@@ -138,6 +141,10 @@ class _Study:
         goal = SizeGoal(self.menu, uniform, self.float_bytes, target, math.inf)
         build = reach(goal, self.builder)
         return better_of(build, goal.rival(build.plan), self.builder)[0]
+
+    @cached_property
+    def decompositions(self) -> Decompositions:
+        return Decompositions()
 
     @cached_property
     def reference(self) -> Path:
@@ -166,7 +173,16 @@ class _Study:
         _, judging = hold_out(self.prepared.batches)
         provider = resolve_provider(self.settings.provider)
         draft = draft or self.folder / "point.onnx"
-        return Builder(self.prepared, statistics, judging, draft, self.reference, provider, self.track)
+        return Builder(
+            self.prepared,
+            statistics,
+            judging,
+            draft,
+            self.reference,
+            provider,
+            self.track,
+            decompose=self.decompositions,
+        )
 
     @cached_property
     def _statistics(self) -> dict[str, LayerStatistics]:

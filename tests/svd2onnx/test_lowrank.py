@@ -186,3 +186,14 @@ def test_few_ranks_of_a_large_matrix_are_found_by_projection(monkeypatch: pytest
         left_over = (weight - found.left @ found.right).square().sum()
         assert left_over <= most * (weight - exact.left @ exact.right).square().sum()
         assert torch.equal(weighting.factorize(weight, 16).left, exact.left)
+
+
+def test_a_decomposition_is_done_once_for_each_weight() -> None:
+    weight, other = decaying(24, 32, 0.8), decaying(24, 32, 0.8, seed=1)
+    decompose = lowrank.Decompositions()
+    first = decompose(weight)
+    assert decompose(weight.detach()) is first
+    torch.testing.assert_close(first.left @ first.right, weight)
+    assert decompose(other) is not first
+    rank = smallest_rank(weight, torch.eye(32), None, QuantSpec(8, 32), 0.3, decompose)
+    assert rank == smallest_rank(weight, torch.eye(32), None, QuantSpec(8, 32), 0.3)
