@@ -31,6 +31,7 @@ from images import check
 from images import metric as metric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from vgg19 import classifier, initialize
 
 objective = "kl"
 dynamic_shapes = {"image": {0: "batch"}}
@@ -68,21 +69,8 @@ class FashionVGG(nn.Module):
                 channels = outputs
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers[:-1])  # 3 x 3 pixels are left as they are
-        self.classifier = nn.Sequential(
-            nn.Linear(channels * _SIDE * _SIDE, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, classes),
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
+        self.classifier = classifier(channels * _SIDE * _SIDE, hidden, classes)
+        initialize(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Classify: float32 [batch, 1, 28, 28] -> logits [batch, classes]."""

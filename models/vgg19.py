@@ -40,27 +40,37 @@ class VGG(nn.Module):
                 channels = outputs
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.Linear(channels * _SIDE * _SIDE, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, classes),
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.classifier = classifier(channels * _SIDE * _SIDE, hidden, classes)
+        initialize(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Classify: float32 [batch, 3, 224, 224] -> logits [batch, classes]."""
         logits: Tensor = self.classifier(self.features(image).flatten(1))
         return logits
+
+
+def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
+    """Return the fully-connected layers of a VGG."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(hidden, classes),
+    )
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw the initial weights of a VGG."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def architecture(*, width: int = 64, hidden: int = 4096, classes: int = 1000) -> nn.Module:

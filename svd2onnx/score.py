@@ -15,6 +15,7 @@ smaller than it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -46,14 +47,19 @@ class ErrorPredictor:
     def __call__(self, changes: Sequence[Tensor]) -> list[float]:
         """The predicted error of each of ``changes`` = W - W~, in the units of the objective."""
         totals = torch.zeros(len(changes), dtype=torch.float64)
+
+        @functools.cache
+        def flat() -> Tensor:
+            return torch.stack([change.flatten() for change in changes])
+
         one_by_one = self._statistics.mean is None or changes[0].numel() > _TOGETHER
         for probes in self._statistics.probes:
             if isinstance(probes, ProbedGammas):
-                totals += _squares(probes.gammas.flatten(1), changes)
+                totals += _squares(probes.gammas.flatten(1), flat())
             elif one_by_one or len(probes.x) < _FEW_ROWS * len(probes.lengths):
                 totals += torch.stack([self._from_rows(probes, change) for change in changes])
             else:
-                totals += self._from_gammas(probes, torch.stack([change.flatten() for change in changes]))
+                totals += self._from_gammas(probes, flat())
         return (totals / (2 * self._count)).tolist()
 
     def _from_gammas(self, probes: ProbedRows, changes: Tensor) -> Tensor:
@@ -67,7 +73,7 @@ class ErrorPredictor:
         totals = torch.zeros(len(changes), dtype=torch.float64)
         for start in range(0, len(parts), step):
             gammas = torch.stack([(g.T @ x).flatten() for x, g in parts[start : start + step]])
-            totals += (gammas @ changes.T).double().square().sum(dim=0)
+            totals += _squares(gammas, changes)
         return totals
 
     def _from_rows(self, probes: ProbedRows, change: Tensor) -> Tensor:
@@ -89,12 +95,11 @@ class ErrorPredictor:
         return torch.split(probes.g.float(), list(probes.lengths))
 
 
-def _squares(gammas: Tensor, changes: Sequence[Tensor]) -> Tensor:
-    """Sums of <Gamma, D>^2 [changes] over the samples of ``gammas`` [samples, out * in]."""
-    flat = torch.stack([change.flatten() for change in changes])
+def _squares(gammas: Tensor, changes: Tensor) -> Tensor:
+    """Sums of <Gamma, D>^2 [changes] over the samples of ``gammas`` [samples, out * in]; both are flat."""
     totals = torch.zeros(len(changes), dtype=torch.float64)
     for some in torch.split(gammas, max(1, _TOGETHER // gammas.shape[1])):
-        totals += (some.float() @ flat.T).double().square().sum(dim=0)
+        totals += (some.float() @ changes.T).double().square().sum(dim=0)
     return totals
 
 

@@ -18,14 +18,17 @@ from functools import cached_property
 from pathlib import Path
 
 from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
+from svd2onnx.calibrate import calibrate, hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
 from svd2onnx.errors import OutputError, PlanError
 from svd2onnx.export import export_float
 from svd2onnx.goals import SizeGoal
 from svd2onnx.layer_statistics import LayerStatistics
+from svd2onnx.loading import Batch
 from svd2onnx.lowrank import Decompositions
+from svd2onnx.outputs import staged
+from svd2onnx.pipeline import gather_statistics
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
@@ -71,8 +74,9 @@ def sweep(
         missing = [setting for setting in wanted if not results.has(setting)]
         for setting in track(missing, "Sweeping", len(missing)):
             results = results.with_point(study.point(setting))
-            _write(folder, RESULTS, results.to_json())
-            _write(folder, "sweep.csv", results.to_csv())
+            with staged(folder / RESULTS, folder / "sweep.csv") as (json_draft, csv_draft):
+                json_draft.write_text(results.to_json(), encoding="utf-8")
+                csv_draft.write_text(results.to_csv(), encoding="utf-8")
     return results
 
 
@@ -158,8 +162,7 @@ class _Study:
 
     @cached_property
     def menu(self) -> Mapping[str, Sequence[Candidate]]:
-        _, judging = hold_out(self.prepared.batches)
-        menu = priced_menu(self.prepared, self._statistics, judging, ("float",), self.track)
+        menu = priced_menu(self.prepared, self._statistics, self._split[1], ("float",), self.track)
         self._statistics = without_probes(self._statistics)
         return menu
 
@@ -170,13 +173,12 @@ class _Study:
 
     def builder_on(self, statistics: Mapping[str, LayerStatistics], draft: Path | None = None) -> Builder:
         """One whose layers are fitted to ``statistics``."""
-        _, judging = hold_out(self.prepared.batches)
         provider = resolve_provider(self.settings.provider)
         draft = draft or self.folder / "point.onnx"
         return Builder(
             self.prepared,
             statistics,
-            judging,
+            self._split[1],
             draft,
             self.reference,
             provider,
@@ -186,16 +188,12 @@ class _Study:
 
     @cached_property
     def _statistics(self) -> dict[str, LayerStatistics]:
-        prepared = self.prepared
-        fit, judging = hold_out(prepared.batches)
-        return calibrate(
-            prepared.model,
-            prepared.sites,
-            self.track(fit, "Calibrating", len(fit)),
-            prepared.objective,
-            self.track(judging, "Probing", len(judging)),
-            probe_draws(judging),
-        )
+        return gather_statistics(self.prepared, self.settings, *self._split, self.track)
+
+    @cached_property
+    def _split(self) -> tuple[list[Batch], list[Batch]]:
+        """The batches to fit to, and those to judge with."""
+        return hold_out(self.prepared.batches)
 
     def _drawn(self, sample: int) -> dict[str, LayerStatistics]:
         """Without gradients, of half of the calibration batches, drawn by ``sample``."""
@@ -208,13 +206,3 @@ class _Study:
     @cached_property
     def _draws(self) -> dict[int, dict[str, LayerStatistics]]:
         return {}
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    """Replace a file of ``folder`` whole."""
-    draft = folder / f".{name}.draft"
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder / name}: {error.strerror}") from error
