@@ -1,12 +1,15 @@
-"""The options that commands share."""
+"""The options that commands share, and what their values mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from svd2onnx.settings import Settings
 
 Command = Callable[..., None]
 PATH = click.Path(path_type=Path)
@@ -122,6 +125,39 @@ def compression_options(command: Command) -> Command:
         THREADS,
     ]  # fmt: skip
     return _with(options, source_options(command))
+
+
+def settings_of(arguments: dict[str, Any]) -> Settings:
+    """The values of ``compression_options``, as the compressor takes them."""
+    from svd2onnx.settings import Settings
+
+    block_size = arguments.pop("block_size")
+    return Settings(
+        bits=int(arguments.pop("bits")),
+        block_size=int(block_size) if block_size else None,
+        **arguments,
+    )
+
+
+def sizes_of(dims: Iterable[str]) -> dict[str, int]:
+    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
+    sizes = {"sequence": 64}
+    for name, size in pairs(dims, "--dim", "NAME=SIZE").items():
+        if not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{size!r} is no positive size", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def pairs(options: Iterable[str], hint: str, form: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dict, for an option ``hint`` that is to have this ``form``."""
+    found = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not name or not value:
+            raise click.BadParameter(f"{option!r} is not {form}", param_hint=hint)
+        found[name] = value
+    return found
 
 
 def _with(options: Sequence[Any], command: Command) -> Command:
