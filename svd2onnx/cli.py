@@ -13,25 +13,31 @@ import click
 
 from svd2onnx.commands.bench import bench
 from svd2onnx.commands.certify import certify
+from svd2onnx.commands.completion import completion
 from svd2onnx.commands.compress_export import compress_export
 from svd2onnx.commands.evaluate import evaluate
 from svd2onnx.commands.inspect import inspect
 from svd2onnx.commands.sweep import sweep
 from svd2onnx.console import fail
-from svd2onnx_runtime.errors import Svd2OnnxError
+from svd2onnx.options import examples
 
 
 class _Commands(click.Group):
-    """Turns every failure into one line and exit code 1."""
+    """Lists commands in the order of their use, and turns every failure into one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Svd2OnnxError as error:
-            fail(str(error))
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # to click, which ends quietly where the reader of stdout went away
         except Exception as error:
+            from svd2onnx_runtime.errors import Svd2OnnxError  # here, because its package loads numpy
+
+            if isinstance(error, Svd2OnnxError):
+                fail(str(error))
             if os.environ.get("SVD2ONNX_DEBUG"):
                 raise
             line = " ".join(str(error).split())
@@ -43,8 +49,12 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=[compress_export, sweep, inspect, bench, evaluate, certify],
+    commands=[inspect, compress_export, certify, evaluate, bench, sweep, completion],
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "svd2onnx compress-export models/minilm.py -o minilm.onnx --target-size 0.13x",
+        "svd2onnx inspect --help",
+    ),
 )
 @click.version_option(package_name="svd2onnx")
 def main() -> None:

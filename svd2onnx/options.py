@@ -127,6 +127,11 @@ def compression_options(command: Command) -> Command:
     return _with(options, source_options(command))
 
 
+def examples(*lines: str) -> str:
+    """The epilog of a command: ``lines`` as they are to be typed."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 def settings_of(arguments: dict[str, Any]) -> Settings:
     """The values of ``compression_options``, as the compressor takes them."""
     from svd2onnx.settings import Settings

@@ -20,7 +20,7 @@ LAYERS = (
     "layer_graphs latency settings folded packed half forms plain batchnorm preparation clock verify report "
     "timing building choosing settling pipeline inspection sweep_points sweep tables plots __init__ options "
     "console commands commands.compress_export commands.sweep commands.inspect commands.bench "
-    "commands.evaluate commands.certify cli __main__"
+    "commands.evaluate commands.certify commands.completion cli __main__"
 ).split()
 
 BLOCK_AND_IMPORT = """
@@ -35,7 +35,7 @@ for module in pkgutil.iter_modules(svd2onnx_runtime.__path__):
 IMPORT_CLI = """
 import sys
 import svd2onnx.cli
-heavy = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "svd2onnx.pipeline"}
+heavy = {"numpy", "rich", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "svd2onnx.pipeline"}
 print(*sorted(heavy & set(sys.modules)))
 """
 

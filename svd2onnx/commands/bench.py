@@ -5,33 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from svd2onnx.options import DIM, PATH, PROVIDER, THREADS, pairs, sizes_of
+from svd2onnx.console import Terminal, spoken
+from svd2onnx.options import DIM, PATH, PROVIDER, THREADS, examples, pairs, sizes_of
 
 
-@click.command()
+@click.command(
+    short_help="Time graphs side by side.",
+    epilog=examples(
+        "svd2onnx bench minilm.onnx --reference minilm.float32.onnx --batch 1 --batch 8",
+        "svd2onnx bench minilm.onnx --against int8=minilm.int8.onnx --dim sequence=32 --plot ratios.png",
+        "svd2onnx bench minilm.onnx --threads 1 -o times.json",
+    ),
+)
 @click.argument("graph", type=PATH)
 @click.option("--reference", type=PATH, help="A graph to compare with, such as the float32 one.")
 @click.option("--against", multiple=True, metavar="NAME=FILE", help="A further graph to time beside them.")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--json", "json_path", type=PATH, help="Also write the results here.")
+@click.option("-o", "--output", type=PATH, help="Also write the results here, as JSON.")
 @click.option("--plot", type=PATH, help="Also draw latency against batch here (PNG).")
 @DIM
 @PROVIDER
 @THREADS
+@spoken
 def bench(
     graph: Path,
     reference: Path | None,
     against: tuple[str, ...],
     batches: tuple[int, ...],
     repeats: int,
-    json_path: Path | None,
+    output: Path | None,
     plot: Path | None,
     dims: tuple[str, ...],
     provider: str,
     threads: int | None,
+    terminal: Terminal,
 ) -> None:
     """Time GRAPH, with --reference and others beside it, in one process on synthetic inputs."""
     from svd2onnx.outputs import staged
@@ -52,12 +61,10 @@ def bench(
     inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
     del session
     result = run_bench(paths, inputs, provider, threads, repeats)
-    console = Console()
-    console.print(bench_table(result))
-    console.print(footprint_table(result))
-    if json_path:
-        with staged(json_path) as (draft,):
+    if output:
+        with staged(output) as (draft,):
             draft.write_text(result.to_json() + "\n")
     if plot:
         with staged(plot) as (draft,):
             draw_latency(result, draft)
+    terminal.answer(result.to_json(), bench_table(result), footprint_table(result))

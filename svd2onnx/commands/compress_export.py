@@ -6,19 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from svd2onnx.console import progress
-from svd2onnx.options import PATH, compression_options, settings_of
+from svd2onnx.console import Terminal, spoken
+from svd2onnx.options import PATH, compression_options, examples, settings_of
 
 
-@click.command("compress-export")
+@click.command(
+    "compress-export",
+    short_help="Compress a network, export it, verify and measure it.",
+    epilog=examples(
+        "svd2onnx compress-export models/minilm.py -o minilm.onnx --target-size 0.13x",
+        "svd2onnx compress-export models/minilm.py --min-fidelity 0.99 --report minilm.html",
+        "svd2onnx compress-export models/minilm.py --method quantize --bits 8 --json",
+    ),
+)
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The ONNX file to write.  [default: SOURCE.onnx here]")
 @click.option("--reference", type=PATH, help="Also write the float32 ONNX file here.")
 @compression_options
+@spoken
 def compress_export(
-    source: Path, output: Path | None, reference: Path | None, data: Path | None, **arguments: Any
+    source: Path,
+    output: Path | None,
+    reference: Path | None,
+    data: Path | None,
+    terminal: Terminal,
+    **arguments: Any,
 ) -> None:
     """Compress the network of SOURCE and write it as a verified ONNX file with a report.
 
@@ -28,7 +41,7 @@ def compress_export(
     from svd2onnx.tables import compression_table
 
     settings = settings_of(arguments)
-    with progress() as track:
+    with terminal.progress() as track:
         report = pipeline.compress_export(
             source,
             output or Path(f"{source.stem}.onnx"),
@@ -37,10 +50,9 @@ def compress_export(
             reference=reference,
             track=track,
         )
-    console = Console()
-    console.print(compression_table(report))
-    for warning in report.warnings:
-        console.print(f"warning: {warning}")
-    console.print(
-        f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s"
+    terminal.answer(
+        report.to_json(),
+        compression_table(report),
+        *(f"warning: {warning}" for warning in report.warnings),
+        f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s",
     )

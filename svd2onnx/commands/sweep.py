@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from svd2onnx.console import progress
-from svd2onnx.options import PATH, source_options
+from svd2onnx.console import Terminal, spoken
+from svd2onnx.options import PATH, examples, source_options
 
 
-@click.command()
+@click.command(
+    short_help="Size against accuracy, at many settings.",
+    epilog=examples(
+        "svd2onnx sweep models/minilm.py -o study",
+        "svd2onnx sweep models/resnet20.py -o study --bits 8 --epsilon 0.2 --size 0.15 --only convolution",
+    ),
+)
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for sweep.json, .csv and .png.")
 @click.option(
@@ -50,6 +55,7 @@ from svd2onnx.options import PATH, source_options
 )
 @click.option("--metric", help="Of the model file, for the plot.  [default: its first, or fidelity]")
 @source_options
+@spoken
 def sweep(
     source: Path,
     output: Path,
@@ -59,6 +65,7 @@ def sweep(
     samples: int,
     metric: str | None,
     data: Path | None,
+    terminal: Terminal,
     **arguments: Any,
 ) -> None:
     """Measure size against accuracy of SOURCE: the article's method, plain quantization, and plans.
@@ -77,9 +84,9 @@ def sweep(
     settings = Settings(**arguments)
     widths = [int(own) for own in bits]
     points = wanted(widths, epsilons, sizes, samples=samples, retrained=settings.recover > 0)
-    with progress() as track:
+    with terminal.progress() as track:
         result = sweeping.sweep(source, output, points, settings, data, track)
     metric = metric or next((name for point in result.points for name in point.metric), None)
     with staged(output / "sweep.png") as (draft,):
         draw_sweep(result, draft, metric)
-    Console().print(sweep_table(result))
+    terminal.answer(result.to_json(), sweep_table(result))
