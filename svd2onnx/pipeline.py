@@ -90,7 +90,7 @@ def compress_export(
             settings.form,
             settings.external_data,
         )
-        build, choice, speed = settle(goal, builder, clock, settings.target_latency)
+        build, choice, speed, reached = settle(goal, builder, clock, settings.target_latency)
         if settings.recover:
             build = builder.recovered(build, settings.recover)
             builder.write(build)
@@ -123,6 +123,7 @@ def compress_export(
             seconds=time.perf_counter() - started,
             warnings=tuple(_warnings(settings, provider)),
             versions=tool_versions(),
+            curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
         plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
@@ -174,13 +175,15 @@ def layer_reports(
     """One entry for each site: those that cannot be compressed last."""
     for site in sorted(sites, key=lambda site: site.skip_reason is not None):
         layer = layers.get(site.name)
+        form = plan.forms[site.name] if layer else None
         yield LayerReport(
             name=site.name,
             kind=site.kind,
             shape=site.shape,
-            form=str(plan.forms[site.name]) if layer else "float",
+            form=str(form) if form else "float",
             float_bytes=site.float_bytes,
             stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
             note=site.skip_reason or plan.notes.get(site.name),
             predicted_error=plan.errors.get(site.name),
+            rank=form.rank if form and (form.factors or not form.dense) else None,
         )

@@ -15,7 +15,10 @@ from svd2onnx_runtime import Certificate, EvaluationResult
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its form, its bytes in float32 and as stored (all copies), and what needs saying."""
+    """One layer: its form, its bytes in float32 and as stored (all copies), and what needs saying.
+
+    ``rank`` is that of its low-rank pair, 0 where nothing but the bias is left, None where there is no pair.
+    """
 
     name: str
     kind: str
@@ -25,6 +28,7 @@ class LayerReport:
     stored_bytes: int
     note: str | None = None
     predicted_error: float | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,24 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
+class SizePoint:
+    """About how large the file of another plan is, and its error, predicted as that of the report is.
+
+    ``form`` is that of a uniform quantization, None for a plan of the planner's.
+    """
+
+    file_bytes: int
+    predicted_error: float
+    form: str | None = None
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """The whole run. ``strict_*`` is the graph as written; ``deployed`` is a default session.
 
     ``predicted_error`` is what the plan was chosen by; compare it with ``strict_error``. Both are before
-    retraining, if there was any, for the prediction.
+    retraining, if there was any, for the prediction. ``curve`` is what the planner expected of other sizes,
+    regardless of time; it is empty where nothing was planned.
     """
 
     source: str
@@ -95,6 +112,7 @@ class CompressionReport:
     seconds: float
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    curve: tuple[SizePoint, ...] = ()
 
     @property
     def kept(self) -> float:

@@ -55,7 +55,8 @@ def _problem(graph: Path, certificate: Certificate) -> str | None:
     if not certificate.planned:
         return f"{graph} holds no quantized weight: there is nothing to certify"
     if certificate.unfused:
-        return f"{len(certificate.unfused)} of {certificate.planned} quantized weights did not fuse on {provider}"
+        some = f"{len(certificate.unfused)} of {certificate.planned}"
+        return f"{some} quantized weights did not fuse on {provider}"
     if certificate.misplaced:
         return f"{len(certificate.misplaced)} nodes of {graph} are misplaced on {provider}"
     return None
