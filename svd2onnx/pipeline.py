@@ -17,6 +17,7 @@ from svd2onnx.export import export_float
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
+from svd2onnx.page import render
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
 from svd2onnx.report import (
@@ -44,12 +45,13 @@ def compress_export(
     *,
     data: Path | None = None,
     reference: Path | None = None,
+    page: Path | None = None,
     track: Track = silent,
 ) -> CompressionReport:
     """Compress the network of the model file ``source`` and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
-    float32 ONNX there. The files appear only after the strict check passed.
+    float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check passed.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
@@ -62,8 +64,9 @@ def compress_export(
     beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
     weights = [Path(f"{output}.data")] if settings.external_data else []
+    pages = [page] if page else []
     kept = [reference] if reference else []
-    with staged(output, *beside, *timed, *weights, *kept) as drafts:
+    with staged(output, *beside, *timed, *weights, *pages, *kept) as drafts:
         draft, report_draft, plan_draft = drafts[:3]
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
@@ -126,6 +129,8 @@ def compress_export(
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
+        for page_draft in drafts[len(drafts) - len(kept) - len(pages) : len(drafts) - len(kept)]:
+            page_draft.write_text(render(report), encoding="utf-8")
         plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
     return report
 

@@ -10,7 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from svd2onnx.errors import ReportError
 from svd2onnx_runtime import Certificate, EvaluationResult
+
+FORMAT = "svd2onnx-report/1"
+_LARGEST = 1 << 26
+"""Bytes of a file that is read as a report; one of a thousand layers has half a million."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,30 @@ class CompressionReport:
 
     def to_json(self) -> str:
         record = asdict(self) | {"kept": self.kept, "removed": 1 - self.kept}
-        return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2, default=str) + "\n"
+        return json.dumps({"format": FORMAT, **record}, indent=2, default=str) + "\n"
+
+
+def read_report(path: Path) -> CompressionReport:
+    """The report in the JSON file at ``path``, which ``to_json`` made.
+
+    Raises:
+        ReportError: there is no such file, or it is no report.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        record = json.loads(content)
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        if found != FORMAT:
+            raise ValueError(f'expected a JSON object with "format": "{FORMAT}", found {found!r}')
+        return msgspec.convert(record, CompressionReport)
+    except OSError as error:
+        raise ReportError(f"cannot read the report {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        line = " ".join(str(error).split())
+        raise ReportError(f"{path} is no report of compress-export: {line}") from error
 
 
 def tool_versions() -> dict[str, str]:

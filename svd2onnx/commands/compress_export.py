@@ -23,12 +23,14 @@ from svd2onnx.options import PATH, compression_options, examples, settings_of
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The ONNX file to write.  [default: SOURCE.onnx here]")
 @click.option("--reference", type=PATH, help="Also write the float32 ONNX file here.")
+@click.option("--report", "page", type=PATH, help="Also write the report as a page (HTML) here.")
 @compression_options
 @spoken
 def compress_export(
     source: Path,
     output: Path | None,
     reference: Path | None,
+    page: Path | None,
     data: Path | None,
     terminal: Terminal,
     **arguments: Any,
@@ -48,6 +50,7 @@ def compress_export(
             settings,
             data=data,
             reference=reference,
+            page=page,
             track=track,
         )
     terminal.answer(
