@@ -51,7 +51,8 @@ def compress_export(
     """Compress the network of the model file ``source`` and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
-    float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check passed.
+    float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check
+    passed.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
@@ -129,8 +130,8 @@ def compress_export(
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
-        for page_draft in drafts[len(drafts) - len(kept) - len(pages) : len(drafts) - len(kept)]:
-            page_draft.write_text(render(report), encoding="utf-8")
+        if page:
+            drafts[-1 - len(kept)].write_text(render(report), encoding="utf-8")
         plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
     return report
 
