@@ -1,0 +1,114 @@
+"""Tensors that are kept for long: in memory up to a limit, beyond it in nameless files mapped into memory.
+
+The system writes pages of such a file out and reads them back as it needs its memory, so that a network,
+its statistics and its codes may together be larger than the machine. Nothing else has to know where a tensor
+lies. The files are in the folder for temporary files (TMPDIR) and vanish with their tensors, however the
+process ends.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from svd2onnx.errors import OutputError
+
+LIMIT = 2 << 30
+"""Bytes that stay in memory."""
+_SMALL = 1 << 20
+"""Tensors of fewer bytes are not worth a file."""
+
+
+class Shelf:
+    """Holds what is put on it in memory until that takes ``limit`` bytes, and what comes then in files."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._in_memory = 0
+        self._in_files: set[int] = set()
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A new tensor.
+
+        Raises:
+            OutputError: the folder for temporary files has no room for it.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if not self._is_full_for(size):
+            return self._counted(torch.zeros(shape, dtype=dtype))
+        tensor = _in_file(shape, dtype)
+        self._in_files.add(tensor.data_ptr())
+        weakref.finalize(tensor, self._in_files.discard, tensor.data_ptr())
+        return tensor
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """``tensor`` itself, or its copy in a file; errors as of ``zeros``."""
+        if tensor.data_ptr() in self._in_files or not self._is_full_for(tensor.nbytes):
+            return self._counted(tensor)
+        return self.zeros(tensor.shape, tensor.dtype).copy_(tensor.detach())
+
+    def keep_module(self, module: nn.Module) -> None:
+        """Put the parameters and buffers of ``module`` on the shelf; errors as of ``zeros``."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.data_ptr() not in self._in_files and self._is_full_for(tensor.nbytes):
+                tensor.data = self.keep(tensor)
+                self._in_files.add(tensor.data_ptr())  # under the name that stays
+            else:
+                self._counted(tensor)
+
+    def _is_full_for(self, size: int) -> bool:
+        return size >= _SMALL and self._in_memory + size > self._limit
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in self._in_files:
+            self._in_memory += tensor.nbytes
+            weakref.finalize(tensor, self._forget, tensor.nbytes)
+        return tensor
+
+    def _forget(self, size: int) -> None:
+        self._in_memory -= size
+
+
+class MadeOn(TorchFunctionMode):
+    """While it is entered, ``torch.empty``, which makes the weights of modules, takes them from ``shelf``."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__()
+        self._shelf = shelf
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and args and not any(kwargs.get(name) for name in set(kwargs) - {"dtype"}):
+            shape = args[0] if isinstance(args[0], Sequence) else args
+            if all(type(size) is int for size in shape):
+                return self._shelf.zeros(shape, kwargs.get("dtype") or torch.get_default_dtype())
+        return func(*args, **kwargs)
+
+
+def _in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not by a signal later
+            else:
+                file.truncate(size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep {size:,} bytes in {tempfile.gettempdir()}: {error.strerror}; large networks need "
+            "several times the bytes of their weights there: set TMPDIR to a folder that has room"
+        ) from error
+    return torch.frombuffer(mapped, dtype=dtype, count=count).reshape(tuple(shape))
