@@ -12,12 +12,12 @@ import math
 import mmap
 import os
 import tempfile
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from svd2onnx.errors import OutputError
@@ -33,8 +33,8 @@ class Shelf:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._in_memory = 0
-        self._in_files: set[int] = set()
+        # By address: the storage, which outlives the tensors that first show it, and its bytes in memory.
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A new tensor.
@@ -42,40 +42,43 @@ class Shelf:
         Raises:
             OutputError: the folder for temporary files has no room for it.
         """
-        size = math.prod(shape) * dtype.itemsize
-        if not self._is_full_for(size):
-            return self._counted(torch.zeros(shape, dtype=dtype))
-        tensor = _in_file(shape, dtype)
-        self._in_files.add(tensor.data_ptr())
-        weakref.finalize(tensor, self._in_files.discard, tensor.data_ptr())
-        return tensor
+        if self._has_room(math.prod(shape) * dtype.itemsize):
+            return self.keep(torch.zeros(shape, dtype=dtype))
+        return self._noted(_in_file(shape, dtype), in_memory=0)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """``tensor`` itself, or its copy in a file; errors as of ``zeros``."""
-        if tensor.data_ptr() in self._in_files or not self._is_full_for(tensor.nbytes):
-            return self._counted(tensor)
+        if self._holds(tensor):
+            return tensor
+        if self._has_room(tensor.nbytes):
+            return self._noted(tensor, tensor.nbytes)
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor.detach())
 
     def keep_module(self, module: nn.Module) -> None:
         """Put the parameters and buffers of ``module`` on the shelf; errors as of ``zeros``."""
         for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.data_ptr() not in self._in_files and self._is_full_for(tensor.nbytes):
-                tensor.data = self.keep(tensor)
-                self._in_files.add(tensor.data_ptr())  # under the name that stays
-            else:
-                self._counted(tensor)
+            tensor.data = self.keep(tensor.detach())
 
-    def _is_full_for(self, size: int) -> bool:
-        return size >= _SMALL and self._in_memory + size > self._limit
+    def _has_room(self, size: int) -> bool:
+        if size < _SMALL:
+            return True
+        alive = {place: own for place, own in list(self._held.items()) if not _is_gone(own[0])}
+        self._held = alive
+        return size + sum(own for _, own in alive.values()) <= self._limit
 
-    def _counted(self, tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in self._in_files:
-            self._in_memory += tensor.nbytes
-            weakref.finalize(tensor, self._forget, tensor.nbytes)
+    def _holds(self, tensor: Tensor) -> bool:
+        held = self._held.get(tensor.untyped_storage().data_ptr())
+        return held is not None and not _is_gone(held[0])
+
+    def _noted(self, tensor: Tensor, in_memory: int) -> Tensor:
+        if tensor.nbytes >= _SMALL:
+            storage = tensor.untyped_storage()
+            self._held[storage.data_ptr()] = StorageWeakRef(storage), in_memory  # type: ignore[no-untyped-call]
         return tensor
 
-    def _forget(self, size: int) -> None:
-        self._in_memory -= size
+
+def _is_gone(storage: StorageWeakRef) -> bool:
+    return bool(storage.expired())  # type: ignore[no-untyped-call]
 
 
 class MadeOn(TorchFunctionMode):
