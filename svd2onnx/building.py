@@ -11,12 +11,13 @@ from torch import nn
 
 from svd2onnx.agreement import mean_error
 from svd2onnx.errors import PlanError
-from svd2onnx.export import export
+from svd2onnx.export import export, weights_file
 from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.lowrank import Decompose, factorize
+from svd2onnx.memory import release_freed
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
@@ -100,10 +101,14 @@ class Builder:
             self._statistics,
             self._track,
             self._decompose,
+            self._prepared.shelf,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
-        return Build(plan, layers, rewrite(self._prepared.model, self._prepared.sites, layers))
+        return Build(plan, layers, self._rewritten(self._prepared.model, layers))
+
+    def _rewritten(self, model: nn.Module, layers: Mapping[str, CompressedLayer]) -> nn.Module:
+        return rewrite(model, self._prepared.sites, layers, self._prepared.shelf)
 
     def judged_error(self, build: Build) -> float:
         """The mean error on the judging batches, in PyTorch; of the file, where that computes in int8."""
@@ -136,14 +141,14 @@ class Builder:
             steps,
             track=self._track,
         )
-        return Build(build.plan, result.layers, rewrite(result.model, prepared.sites, result.layers))
+        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers))
 
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file, and of that with its weights."""
         for _ in self._track([build], "Exporting", 1):
             self._plain = self._export(build, self.draft)
             if self._external_data:
-                ir.save(ir.load(self.draft), self.draft, external_data=f"{self.draft.name}.data")
+                ir.save(ir.load(self.draft), self.draft, external_data=weights_file(self.draft).name)
         return graph_bytes(self.draft)
 
     def _export(self, build: Build, path: Path) -> Path:
@@ -158,6 +163,12 @@ class Builder:
         elif not as_exported:
             to_form(plain, path, self._form)
         return plain
+
+    def let_go(self) -> None:
+        """Forget what only further builds would need: statistics, and layers in other forms."""
+        self._statistics = {}
+        self._known.clear()
+        release_freed()
 
     def exact(self) -> Path:
         """What must equal the network to float rounding: the draft, where that rounds nothing.

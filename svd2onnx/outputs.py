@@ -19,7 +19,8 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
     Drafts of one folder lie in one folder, so that they find each other as they will in their place.
 
     A folder that cannot be written is found on entry, before any work is done. Where the block
-    raises, nothing is left behind and existing files stay as they were.
+    raises, nothing is left behind and existing files stay as they were; so does a target whose draft was not
+    written.
 
     Raises:
         OutputError: a target cannot be written, or is named twice.
@@ -36,6 +37,8 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
         drafts = tuple(folders[target.parent.resolve()] / target.name for target in targets)
         yield drafts
         for draft, target in zip(drafts, targets, strict=True):
+            if not draft.exists():
+                continue
             try:
                 os.replace(draft, target)
             except OSError as error:

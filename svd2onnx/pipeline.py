@@ -13,7 +13,7 @@ from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
 from svd2onnx.errors import PlanError
-from svd2onnx.export import export_float
+from svd2onnx.export import export_float, weights_file
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
@@ -64,10 +64,9 @@ def compress_export(
     table = read_table(settings.latency_table, provider, settings.threads)
     beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
-    weights = [Path(f"{output}.data")] if settings.external_data else []
     pages = [page] if page else []
-    kept = [reference] if reference else []
-    with staged(output, *beside, *timed, *weights, *pages, *kept) as drafts:
+    kept = [weights_file(reference), reference] if reference else []
+    with staged(output, *beside, *timed, weights_file(output), *pages, *kept) as drafts:
         draft, report_draft, plan_draft = drafts[:3]
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
@@ -80,7 +79,7 @@ def compress_export(
             choices = settings.choice_of_activations(provider)
             clock = start_clock(prepared, float_draft, settings.sizes, choices, table, track)
             drafts[3].write_text(clock.times.table.to_json())
-        float_bytes = float_draft.stat().st_size
+        float_bytes = graph_bytes(float_draft)
         goal = choose_goal(prepared, settings, statistics, judging, float_bytes, provider, clock, track)
         statistics = without_probes(statistics)
         builder = Builder(
@@ -98,6 +97,8 @@ def compress_export(
         if settings.recover:
             build = builder.recovered(build, settings.recover)
             builder.write(build)
+        del goal, statistics
+        builder.let_go()
 
         evaluation = prepared.evaluation
         batches = track(evaluation, "Verifying", len(evaluation))
@@ -151,6 +152,7 @@ def gather_statistics(
         objective,
         track(judging, "Probing", len(judging)) if priced else (),
         probe_draws(judging),
+        shelf=prepared.shelf,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,16 +17,21 @@ from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
 from svd2onnx.settings import Settings
+from svd2onnx.spill import MadeOn, Shelf
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A loaded network with its layers found, and the calibration batches (one at least)."""
+    """A loaded network with its layers found, and the calibration batches (one at least).
+
+    What belongs to the network and is large lies on ``shelf``: its weights do.
+    """
 
     model_file: ModelFile
     model: nn.Module
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
+    shelf: Shelf = field(default_factory=Shelf)
 
     @property
     def objective(self) -> str:
@@ -56,14 +61,18 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         PlanError: a pattern matches no layer.
     """
     model_file = load_model_file(source, data, settings.weights, random_weights=settings.random_weights)
-    model = make_plain(model_file.build())
+    shelf = Shelf()
+    with MadeOn(shelf):
+        model = model_file.build()
+    model = make_plain(model)
+    shelf.keep_module(model)
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     fold_batchnorm(model, arguments_of(model, batches[0]))
     sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    return Prepared(model_file, model, chosen, batches)
+    return Prepared(model_file, model, chosen, batches, shelf)
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

@@ -158,7 +158,7 @@ class _Study:
 
     @cached_property
     def float_bytes(self) -> int:
-        return self.reference.stat().st_size
+        return graph_bytes(self.reference)
 
     @cached_property
     def menu(self) -> Mapping[str, Sequence[Candidate]]:
@@ -200,7 +200,9 @@ class _Study:
         if sample not in self._draws:
             batches = list(self.prepared.batches)
             some = random.Random(sample).sample(batches, -(-len(batches) // 2))
-            self._draws = {sample: calibrate(self.prepared.model, self.prepared.sites, some)}
+            self._draws = {
+                sample: calibrate(self.prepared.model, self.prepared.sites, some, shelf=self.prepared.shelf)
+            }
         return self._draws[sample]
 
     @cached_property

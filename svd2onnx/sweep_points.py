@@ -121,7 +121,7 @@ def wanted(
     samples: int = 1,
     retrained: bool = False,
 ) -> list[Setting]:
-    """The settings of a sweep, quick ones first.
+    """The settings of a sweep, quick ones first: those of the article's rule need no candidates priced.
 
     Args:
         bits: of plain quantization and of the article's factors.
@@ -130,13 +130,14 @@ def wanted(
         samples: draws of calibration data for each of the article's points.
         retrained: whether planned points are retrained too.
     """
-    settings = [Setting("float"), *(Setting("quantize", own) for own in bits)]
+    settings = [Setting("float")]
     settings += [
         Setting("svd", own, value, sample)
         for sample in range(samples)
         for own in bits
         for value in sorted(set(epsilons))
     ]
+    settings += [Setting("quantize", own) for own in bits]
     for series in ("planned", "retrained") if retrained else ("planned",):
         settings += [Setting(series, value=value) for value in sorted(set(sizes), reverse=True)]
     return settings

@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors progress outputs workers memory scales schema quantize moments descent lowrank convolution "
+    "errors progress outputs workers memory spill scales schema quantize moments descent lowrank convolution "
     "layer_statistics layers loading probes agreement gathering calibrate rounding factors realize score "
     "activations planner candidates knapsack deadline report charts page goals modules straight_through "
     "teacher student rewrite recover liveness nodes code_nodes folding convolution_nodes table_nodes stored "

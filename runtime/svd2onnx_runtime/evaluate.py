@@ -23,7 +23,7 @@ import numpy as np
 
 from svd2onnx_runtime.errors import InputsError
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
-from svd2onnx_runtime.session import Array, Session, open_session, provider_of, run
+from svd2onnx_runtime.session import Array, Session, open_reference, open_session, provider_of, run
 
 MetricValue: TypeAlias = float | dict[str, Any]
 Metric: TypeAlias = Callable[[dict[str, Array], dict[str, Array]], MetricValue]
@@ -67,7 +67,7 @@ def evaluate(
     if that has the shape of the logits without their last axis. Raises InputsError for no batches,
     ProviderError and GraphError.
     """
-    session, original = (open_session(file, provider) for file in (path, reference))
+    session, original = open_session(path, provider), open_reference(reference, provider)
     errors: list[Array] = []
     scores, original_scores = _Scores(summary), _Scores(summary)
     for batch in batches:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
+from svd2onnx_runtime.files import graph_bytes
 from svd2onnx_runtime.machine import gpu_count
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _DTYPES = {
 }
 _SILENT = 4  # onnxruntime severity "fatal": what we handle is raised, not also logged
 _DEFAULT_SEVERITY = 2
+_LARGE = 2 << 30
 
 
 def open_session(
@@ -70,6 +72,20 @@ def open_session(
     return load(path, session_options(threads, strict=strict), provider, tf32=not strict)
 
 
+def open_reference(
+    path: str | os.PathLike[str], provider: str = "auto", *, threads: int | None = None
+) -> Session:
+    """``open_session`` of a float32 graph to compare with.
+
+    The weights of one of more than 2 GiB stay in its file, mapped into memory: packed for the kernels,
+    they would take as much memory again. Its MatMuls pack them on every call, which takes them longer.
+    """
+    options = session_options(threads)
+    if graph_bytes(_checked_file(path)) > _LARGE:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return load(path, options, provider)
+
+
 def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
     """The ``SessionOptions`` of a strict or a deployed session, logging nothing below "fatal"."""
     import onnxruntime as ort
@@ -80,6 +96,9 @@ def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
         options.intra_op_num_threads = threads
     if strict:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Weights are dequantized one by one, each where it is needed. In the default order all come first,
+        # and so all are in memory at once.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     return options
 
 

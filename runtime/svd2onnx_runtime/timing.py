@@ -24,6 +24,7 @@ from svd2onnx_runtime.session import (
     Array,
     Session,
     graph_inputs,
+    open_reference,
     open_session,
     provider_of,
     run,
@@ -76,7 +77,9 @@ def time_runs(
             "expected at least one graph, repeats >= 1 and warmup >= 0, found "
             f"{len(paths)} graphs, repeats = {repeats} and warmup = {warmup}"
         )
-    sessions = [open_session(path, provider, threads=threads) for path in paths]
+    reference, *others = paths
+    sessions = [open_reference(reference, provider, threads=threads)]
+    sessions += [open_session(path, provider, threads=threads) for path in others]
     actual = provider_of(sessions[0])
     feeds = [graph_inputs(session, inputs) for session in sessions]
     calls = [
