@@ -22,6 +22,13 @@ PROVIDER = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
 DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
+RECOVER = click.option(
+    "--recover",
+    type=click.IntRange(0),
+    default=0,
+    metavar="STEPS",
+    help="Retrain the compressed network briefly, by distillation on the recovery split.",
+)
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -38,10 +45,6 @@ def source_options(command: Command) -> Command:
         click.option(
             "--random-weights", is_flag=True,
             help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
-        ),
-        click.option(
-            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
-            help="Retrain the compressed network briefly, by distillation on the recovery split.",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
@@ -122,6 +125,7 @@ def compression_options(command: Command) -> Command:
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
         ),
+        RECOVER,
         THREADS,
     ]  # fmt: skip
     return _with(options, source_options(command))
