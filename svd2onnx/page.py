@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from importlib.resources import files
 
@@ -51,7 +52,7 @@ def _rendered(report: CompressionReport) -> str:
         style=Markup(style),
         style_hash=f"sha256-{digest}",
         charts={name: chart for name, chart in charts.items() if chart},
-        forms=Counter((layer.kind, layer.form.partition(" +")[0]) for layer in report.layers),
+        forms=Counter((layer.kind, _common(layer.form)) for layer in report.layers),
         most_bytes=max((layer.stored_bytes for layer in report.layers), default=0),
         most_error=max((layer.predicted_error or 0.0 for layer in report.layers), default=0.0),
         most_ms=max((max(own.median_ms, own.reference_ms) for own in report.latency), default=0.0),
@@ -61,6 +62,11 @@ def _rendered(report: CompressionReport) -> str:
             if own not in (None, [], ()) and own is not False
         },
     )
+
+
+def _common(form: str) -> str:
+    """Pairs of all ranks count together."""
+    return re.sub(r"rank [1-9]\d*", "low-rank pair", form)
 
 
 def _size(count: float) -> str:

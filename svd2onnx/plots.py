@@ -113,7 +113,7 @@ def draw_spectra(layers: Sequence[LayerInspection], path: Path) -> None:
         axes.grid(alpha=0.3)
     row[0][0].set_ylabel("singular value, of the largest")
     scale = plot.cm.ScalarMappable(plot.Normalize(1, max(len(own), 2)), colors)
-    figure.colorbar(scale, ax=row[0].tolist(), label="layer")
+    figure.colorbar(scale, ax=row[0].tolist(), label="layer", ticks=plot.MaxNLocator(integer=True))
     figure.savefig(path, format="png", dpi=150)
     plot.close(figure)
 
