@@ -43,7 +43,7 @@ def _rendered(report: CompressionReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "share": _share, "bits": _bits}
+    environment.filters |= {"size": _size, "share": _share, "bits": _bits, "number": _number}
     style = (files("svd2onnx") / "templates" / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     charts = {name: size_chart(report, *size) for name, size in _CHARTS.items()}
@@ -72,6 +72,11 @@ def _common(form: str) -> str:
 def _size(count: float) -> str:
     """Bytes in units of 10^3 or 10^6, as file managers show them."""
     return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits behind the point, as long as that is a short number."""
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
 def _share(part: float, whole: float) -> str:
