@@ -55,7 +55,6 @@ def _rendered(report: CompressionReport) -> str:
         forms=Counter((layer.kind, _common(layer.form)) for layer in report.layers),
         most_bytes=max((layer.stored_bytes for layer in report.layers), default=0),
         most_error=max((layer.predicted_error or 0.0 for layer in report.layers), default=0.0),
-        most_ms=max((max(own.median_ms, own.reference_ms) for own in report.latency), default=0.0),
         settings={
             name: own
             for name, own in report.settings.items()

@@ -21,6 +21,7 @@ from tests.svd2onnx.test_page import poisoned
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE, DESK = 390, 1280
 
+Pages = list[tuple[str, int]]
 Browse = Callable[..., subprocess.CompletedProcess[str]]
 
 # Pages in frames of given widths, which this page may look into because they are its own.
@@ -64,7 +65,9 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
     return run
 
 
-def measured(browse: Browse, folder: Path, pages: list[tuple[str, int]], *options: str) -> list[dict[str, Any]]:
+def measured(
+    browse: Browse, folder: Path, pages: list[tuple[str, int]], *options: str
+) -> list[dict[str, Any]]:
     """What a browser makes of each page at a width."""
     frames = "".join(
         f'<iframe width="{width}" height="800" frameborder="0" srcdoc="{html.escape(page)}"></iframe>'
