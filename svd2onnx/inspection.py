@@ -42,8 +42,9 @@ class Spectrum:
     def of(cls, matrix: Tensor) -> Spectrum:
         values = torch.linalg.svdvals(matrix)
         energy = values.double().square()
-        share = energy.cumsum(0) / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
-        return cls(tuple(values.tolist()), tuple(int((share < part).sum()) + 1 for part in ENERGIES))
+        held, whole = energy.cumsum(0), energy.sum()
+        ranks = (int((held < part * whole).sum()) + 1 if whole > 0 else 0 for part in ENERGIES)
+        return cls(tuple(values.tolist()), tuple(ranks))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_a_spectrum_is_that_of_the_matrix() -> None:
     spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 4.0, 0.0, 0.1])))
     assert spectrum.values == pytest.approx((4, 1, 0.1, 0), abs=1e-6)
     assert spectrum.ranks == (1, 2)  # 16 of 17.01 are 94%
-    assert Spectrum.of(torch.zeros(3, 2)).ranks == (1, 1)
+    assert Spectrum.of(torch.zeros(3, 2)).ranks == (0, 0)
 
 
 def test_effective_ranks_are_of_the_weight_and_of_what_inputs_make_of_it(source: Path) -> None:
