@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from svd2onnx.building import Builder
-from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
+from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
 from svd2onnx.errors import PlanError
@@ -137,6 +137,8 @@ def gather_statistics(
     if settings.calibration_samples == 0:
         return {}
     objective = None if settings.method == "svd" else prepared.objective
+    if prepared.shelf.overflows:
+        fit, judging = one_by_one(fit), one_by_one(judging)
     priced = settings.method == "auto" and settings.plan is None
     return calibrate(
         prepared.model,
