@@ -1,12 +1,15 @@
-"""The options that commands share."""
+"""The options that commands share, and what their values mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from svd2onnx.settings import Settings
 
 Command = Callable[..., None]
 PATH = click.Path(path_type=Path)
@@ -19,6 +22,13 @@ PROVIDER = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
 DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
+RECOVER = click.option(
+    "--recover",
+    type=click.IntRange(0),
+    default=0,
+    metavar="STEPS",
+    help="Retrain the compressed network briefly, by distillation on the recovery split.",
+)
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -35,10 +45,6 @@ def source_options(command: Command) -> Command:
         click.option(
             "--random-weights", is_flag=True,
             help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
-        ),
-        click.option(
-            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
-            help="Retrain the compressed network briefly, by distillation on the recovery split.",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
@@ -119,9 +125,48 @@ def compression_options(command: Command) -> Command:
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
         ),
+        RECOVER,
         THREADS,
     ]  # fmt: skip
     return _with(options, source_options(command))
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: ``lines`` as they are to be typed."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def settings_of(arguments: dict[str, Any]) -> Settings:
+    """The values of ``compression_options``, as the compressor takes them."""
+    from svd2onnx.settings import Settings
+
+    block_size = arguments.pop("block_size")
+    return Settings(
+        bits=int(arguments.pop("bits")),
+        block_size=int(block_size) if block_size else None,
+        **arguments,
+    )
+
+
+def sizes_of(dims: Iterable[str]) -> dict[str, int]:
+    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
+    sizes = {"sequence": 64}
+    for name, size in pairs(dims, "--dim", "NAME=SIZE").items():
+        if not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{size!r} is no positive size", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def pairs(options: Iterable[str], hint: str, form: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dict, for an option ``hint`` that is to have this ``form``."""
+    found = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not name or not value:
+            raise click.BadParameter(f"{option!r} is not {form}", param_hint=hint)
+        found[name] = value
+    return found
 
 
 def _with(options: Sequence[Any], command: Command) -> Command:

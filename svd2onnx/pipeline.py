@@ -17,6 +17,7 @@ from svd2onnx.export import export_float, weights_file
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.outputs import staged
+from svd2onnx.page import render
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
 from svd2onnx.report import (
@@ -44,12 +45,14 @@ def compress_export(
     *,
     data: Path | None = None,
     reference: Path | None = None,
+    page: Path | None = None,
     track: Track = silent,
 ) -> CompressionReport:
     """Compress the network of the model file ``source`` and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
-    float32 ONNX there. The files appear only after the strict check passed.
+    float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check
+    passed.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
@@ -61,8 +64,9 @@ def compress_export(
     table = read_table(settings.latency_table, provider, settings.threads)
     beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
+    pages = [page] if page else []
     kept = [weights_file(reference), reference] if reference else []
-    with staged(output, *beside, *timed, weights_file(output), *kept) as drafts:
+    with staged(output, *beside, *timed, weights_file(output), *pages, *kept) as drafts:
         draft, report_draft, plan_draft = drafts[:3]
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
@@ -89,7 +93,7 @@ def compress_export(
             settings.form,
             settings.external_data,
         )
-        build, choice, speed = settle(goal, builder, clock, settings.target_latency)
+        build, choice, speed, reached = settle(goal, builder, clock, settings.target_latency)
         if settings.recover:
             build = builder.recovered(build, settings.recover)
             builder.write(build)
@@ -124,8 +128,11 @@ def compress_export(
             seconds=time.perf_counter() - started,
             warnings=tuple(_warnings(settings, provider)),
             versions=tool_versions(),
+            curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
+        if page:
+            drafts[-1 - len(kept)].write_text(render(report), encoding="utf-8")
         plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
     return report
 
@@ -178,13 +185,15 @@ def layer_reports(
     """One entry for each site: those that cannot be compressed last."""
     for site in sorted(sites, key=lambda site: site.skip_reason is not None):
         layer = layers.get(site.name)
+        form = plan.forms[site.name] if layer else None
         yield LayerReport(
             name=site.name,
             kind=site.kind,
             shape=site.shape,
-            form=str(plan.forms[site.name]) if layer else "float",
+            form=str(form) if form else "float",
             float_bytes=site.float_bytes,
             stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
             note=site.skip_reason or plan.notes.get(site.name),
             predicted_error=plan.errors.get(site.name),
+            rank=form.rank if form and (form.factors or not form.dense) else None,
         )

@@ -314,6 +314,12 @@ class CompressionPlan:
     def predicted_error(self) -> float | None:
         return sum(self.errors.values()) if self.errors else None
 
+    @property
+    def common_form(self) -> str:
+        """The form of most layers."""
+        forms = [str(form) for form in self.forms.values()]
+        return max(sorted(set(forms)), key=forms.count)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,

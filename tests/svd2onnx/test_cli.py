@@ -156,7 +156,7 @@ def test_bench_times_all_graphs(compressed: Run, tmp_path: Path, monkeypatch: py
     result = svd2onnx(
         *("bench", compressed.output, "--reference", compressed.reference, "--repeats", 3, "--batch", 2),
         *("--against", f"a copy={compressed.output}", "--dim", "sequence=5", "--provider", "cpu"),
-        *("--threads", 1, "--json", json_path, "--plot", plot),
+        *("--threads", 1, "-o", json_path, "--plot", plot),
     )
     assert result.exit_code == 0, result.output
     record = json.loads(json_path.read_text())
