@@ -37,6 +37,25 @@ def source_options(command: Command) -> Command:
             help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
         ),
         click.option(
+            "--model", type=PATH, metavar="FILE.py", help="For state dicts: the Python file whose build() makes their network."
+        ),
+        click.option(
+            "--trust-pickle", is_flag=True,
+            help="Unpickle a network, which runs whatever code its file holds. Only for files from people you trust.",
+        ),
+        click.option(
+            "--calibration", type=PATH, metavar="PATH",
+            help="Samples: .npz or .safetensors arrays, a folder of images, a .txt file, or a model file.",
+        ),
+        click.option(
+            "--input-shape", multiple=True, metavar="[NAME=]1,3,224,224",
+            help="Of an input that neither the source nor --calibration tells; :int64 behind it for integers.",
+        ),
+        click.option(
+            "--objective", type=click.Choice(["cosine", "kl", "mse"]),
+            help="What the same output means: direction, distribution or values.  [default: as the source says, or mse]",
+        ),
+        click.option(
             "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
             help="Retrain the compressed network briefly, by distillation on the recovery split.",
         ),

@@ -64,7 +64,9 @@ class Archive:
     def json(self, name: str) -> Any:
         """The member ``name`` as JSON; likewise."""
         if name in self.members and self.members[name].file_size > MOST_JSON_BYTES:
-            raise self._unsafe(f"at most {MOST_JSON_BYTES} bytes of {name}", f"{self.members[name].file_size}")
+            raise self._unsafe(
+                f"at most {MOST_JSON_BYTES} bytes of {name}", f"{self.members[name].file_size}"
+            )
         return parse_json(self.path, self.read(name))
 
     def _unsafe(self, expected: str, found: str) -> SourceError:
@@ -104,4 +106,6 @@ def parse_json(path: Path, text: bytes) -> Any:
 def damaged(path: Path, error: BaseException) -> SourceError:
     """What to say where a file cannot be read to its end."""
     line = " ".join(str(error).split())[:200] or type(error).__name__
-    return SourceError(f"{path} is damaged or cut off ({line}); expected the whole file: copy or download it again")
+    return SourceError(
+        f"{path} is damaged or cut off ({line}); expected the whole file: copy or download it again"
+    )

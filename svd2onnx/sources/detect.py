@@ -17,7 +17,9 @@ _EXPECTED = (
     "expected a model file (.py), an exported program (.pt2), a state dict (.pt or .safetensors, with --model), "
     "a pickled module (.pt, with --trust-pickle) or a Hugging Face folder"
 )
-_EXPORT_AGAIN = "load it in Python and write it with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
+_EXPORT_AGAIN = (
+    "load it in Python and write it with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
+)
 _OTHER: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
     (b"GGUF", "a GGUF file", "give the network that it was made from, or a model file that reads it"),
@@ -92,7 +94,9 @@ def _kind_of_archive(path: Path) -> str:
             "copy or download it again"
         ) from error
     found = set(names)
-    if "archive_format" in found or any(name.startswith("models/") and name.endswith(".json") for name in names):
+    if "archive_format" in found or any(
+        name.startswith("models/") and name.endswith(".json") for name in names
+    ):
         return "exported program"
     if "serialized_exported_program.json" in found:
         raise SourceError(

@@ -52,17 +52,25 @@ def load_exported(path: Path) -> Network:
 def _check(program: torch.export.ExportedProgram, path: Path) -> None:
     signature = program.graph_signature
     if signature.buffers_to_mutate:
-        raise SourceError(f"{path} changes {next(iter(signature.buffers_to_mutate.values()))!r} as it runs: {_TRAINING}")
+        raise SourceError(
+            f"{path} changes {next(iter(signature.buffers_to_mutate.values()))!r} as it runs: {_TRAINING}"
+        )
     if signature.user_inputs_to_mutate:
-        raise SourceError(f"{path} changes its inputs as it runs; expected a program that leaves them as they are")
+        raise SourceError(
+            f"{path} changes its inputs as it runs; expected a program that leaves them as they are"
+        )
     for node in program.graph.nodes:
         kind = str(node.target)
         trains = len(node.args) > 2 and node.args[2] is True
-        if (kind == "aten.dropout.default" and trains) or (kind == "aten.batch_norm.default" and node.args[5] is True):
+        if (kind == "aten.dropout.default" and trains) or (
+            kind == "aten.batch_norm.default" and node.args[5] is True
+        ):
             raise SourceError(f"{path} has {kind} that drops or averages: {_TRAINING}")
 
 
-def _network(unlifted: fx.GraphModule, program: torch.export.ExportedProgram) -> tuple[nn.Module, tuple[InputSpec, ...]]:
+def _network(
+    unlifted: fx.GraphModule, program: torch.export.ExportedProgram
+) -> tuple[nn.Module, tuple[InputSpec, ...]]:
     inline_modes(unlifted)
     graph = unlifted.graph
     specs: list[InputSpec] = []
@@ -96,13 +104,19 @@ def _spec(
             shape.append(size)
             continue
         symbol = str(size.node.expr)
-        text = "sequence" if axis == 1 and not value.is_floating_point() and "sequence" not in names.values() else ""
+        text = (
+            "sequence"
+            if axis == 1 and not value.is_floating_point() and "sequence" not in names.values()
+            else ""
+        )
         name = names.setdefault(symbol, "batch" if is_first and axis == 0 else text or f"dim_{len(names)}")
         dynamic[axis] = name
         known = example.shape[axis] if example is not None else ROWS if axis == 0 else _SEQUENCE
         wanted = max(known, ROWS) if name == "batch" else max(known, 2)
         shape.append(_within(wanted, size.node.expr, program))
-    return InputSpec(node.target, tuple(shape), value.dtype, dynamic, 0 if example is None else int_limit(example))
+    return InputSpec(
+        node.target, tuple(shape), value.dtype, dynamic, 0 if example is None else int_limit(example)
+    )
 
 
 def _within(wanted: int, expression: Any, program: torch.export.ExportedProgram) -> int:

@@ -86,7 +86,9 @@ def parse_shapes(texts: Sequence[str], model: nn.Module, path: Path) -> tuple[In
         name = match[1] or next((name for name in taken if name not in specs), "")
         shape = tuple(map(int, match[2].split(",")))
         if not 0 < math.prod(shape) <= _MOST_ELEMENTS:
-            raise SourceError(f"--input-shape {text!r} has {math.prod(shape)} elements; expected 1 to {_MOST_ELEMENTS}")
+            raise SourceError(
+                f"--input-shape {text!r} has {math.prod(shape)} elements; expected 1 to {_MOST_ELEMENTS}"
+            )
         dtype = DTYPES[match[3] or "float32"]
         specs[name] = InputSpec(name, (ROWS, *shape[1:]), dtype, {0: "batch"}, least_table(model))
     known = set(inspect.signature(model.forward).parameters)

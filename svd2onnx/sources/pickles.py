@@ -36,7 +36,10 @@ _HARMLESS = {
     ("torch.storage", "UntypedStorage"),
     ("torch.storage", "TypedStorage"),
     *(("torch", f"{name}Storage") for name in _DTYPES),
-    *(("torch", name) for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()),
+    *(
+        ("torch", name)
+        for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    ),
 }
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 _PUTS = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"}

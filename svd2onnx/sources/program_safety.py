@@ -24,7 +24,24 @@ from svd2onnx.sources.program_text import Unsafe, check_tensor_name, cleaned
 
 MODEL = "model"
 """The name that torch.export.save gives the one program of a file."""
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 16, 12: 1, 13: 2, 28: 2, 29: 1, 30: 1}
+_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 2,
+    7: 4,
+    8: 8,
+    9: 4,
+    10: 8,
+    11: 16,
+    12: 1,
+    13: 2,
+    28: 2,
+    29: 1,
+    30: 1,
+}
 """Of an element, by the number that the format gives its type."""
 
 

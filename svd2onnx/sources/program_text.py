@@ -132,7 +132,11 @@ def _is_arithmetic(node: ast.AST) -> bool:
             return _is_arithmetic(operand)
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return _is_arithmetic(left) and _is_small(right)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.FloorDiv() | ast.Mod(), right=right):
+        case ast.BinOp(
+            left=left,
+            op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.FloorDiv() | ast.Mod(),
+            right=right,
+        ):
             return _is_arithmetic(left) and _is_arithmetic(right)
         case ast.Compare(left=left, comparators=others):
             return all(map(_is_arithmetic, (left, *others)))

@@ -31,6 +31,4 @@ class Source:
     @classmethod
     def of_model_file(cls, file: ModelFile) -> Source:
         """The same parts."""
-        return cls(
-            file.build, file.inputs, file.objective, file.metric, file.summary, file.dynamic_shapes
-        )
+        return cls(file.build, file.inputs, file.objective, file.metric, file.summary, file.dynamic_shapes)
