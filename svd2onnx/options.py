@@ -37,11 +37,12 @@ def source_options(command: Command) -> Command:
             help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
         ),
         click.option(
-            "--model", type=PATH, metavar="FILE.py", help="For state dicts: the Python file whose build() makes their network."
+            "--model", type=PATH, metavar="FILE.py",
+            help="For state dicts: the Python file whose build() makes their network.",
         ),
         click.option(
             "--trust-pickle", is_flag=True,
-            help="Unpickle a network, which runs whatever code its file holds. Only for files from people you trust.",
+            help="Unpickle a network, which runs whatever code its file holds: only if you trust its maker.",
         ),
         click.option(
             "--calibration", type=PATH, metavar="PATH",
@@ -49,11 +50,11 @@ def source_options(command: Command) -> Command:
         ),
         click.option(
             "--input-shape", multiple=True, metavar="[NAME=]1,3,224,224",
-            help="Of an input that neither the source nor --calibration tells; :int64 behind it for integers.",
+            help="Of an input that neither SOURCE nor --calibration tells; :int64 behind it for integers.",
         ),
         click.option(
             "--objective", type=click.Choice(["cosine", "kl", "mse"]),
-            help="What the same output means: direction, distribution or values.  [default: as the source says, or mse]",
+            help="What is kept: direction, distribution or values.  [default: as SOURCE says, or mse]",
         ),
         click.option(
             "--recover", type=click.IntRange(0), default=0, metavar="STEPS",

@@ -8,14 +8,11 @@ a model file (.py)   its inputs(split)
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +21,13 @@ from svd2onnx.loading import Batch
 from svd2onnx.sources.images import ImageSamples, Preprocessing, images_in
 from svd2onnx.sources.inputs import required_arguments, rows_of
 from svd2onnx.sources.network import Network
+from svd2onnx.sources.npz import read_npz
 from svd2onnx.sources.safetensor_files import read_safetensors
 
 EVALUATED = 5
 """One sample in so many is held out for evaluation, and at most MOST_EVALUATED."""
 MOST_EVALUATED = 256
 BATCH = 32
-MOST_BYTES = 16 << 30
 _FORMS = "expected .npz or .safetensors arrays, a folder of images, a .txt file or a model file (.py)"
 
 
@@ -125,54 +122,6 @@ def read_samples(path: Path, network: Network) -> Splits:
     return Splits(samples, rows, is_fixed=bool(first.shape) and 0 not in (first.dynamic or {}))
 
 
-def read_npz(path: Path) -> Batch:
-    """The arrays of ``path``, without objects.
-
-    Raises:
-        SourceError: it is damaged, holds objects, or arrays claim more than their members hold.
-    """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-            if total > MOST_BYTES:
-                raise SourceError(
-                    f"{path} unpacks to {total} bytes; expected at most {MOST_BYTES}: give fewer samples"
-                )
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    arrays[member.filename.removesuffix(".npy")] = _array(path, file, member.file_size)
-    except SourceError:
-        raise
-    except Exception as error:
-        line = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SourceError(
-            f"{path} cannot be read ({line}); expected a .npz file that numpy.savez wrote"
-        ) from error
-    if not arrays:
-        raise SourceError(f"{path} holds no array; expected one for each input of the network")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-        version
-    )
-    if read is None:
-        raise SourceError(
-            f"{path} has arrays of the unknown version {version}; expected those of numpy.savez"
-        )
-    shape, is_fortran, dtype = read(file)
-    if dtype.kind not in "fiub" or dtype.itemsize * math.prod(shape) > size:
-        raise SourceError(
-            f"{path} has an array of {dtype} {list(shape)} in {size} bytes; expected numbers, all of them in the file"
-        )
-    content = file.read(dtype.itemsize * math.prod(shape))
-    array = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if is_fortran else "C")
-    return np.ascontiguousarray(array.astype(dtype.newbyteorder("=")))
-
-
 def _arrays(path: Path, arrays: Batch, network: Network) -> ArraySamples:
     wanted = [spec.name for spec in network.specs] if network.specs else required_arguments(network.model)
     if len(arrays) == len(wanted) == 1:
@@ -180,7 +129,8 @@ def _arrays(path: Path, arrays: Batch, network: Network) -> ArraySamples:
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise SourceError(
-            f"{path} holds {', '.join(arrays)}; expected arrays named {', '.join(wanted)}, as the network's inputs, "
+            f"{path} holds {', '.join(arrays)}; expected arrays named {', '.join(wanted)}, as the network's "
+            "inputs, "
             f"and {missing[0]} is missing"
         )
     sizes = {name: len(tensor) if tensor.ndim else 0 for name, tensor in arrays.items()}
@@ -209,7 +159,8 @@ def _typed(path: Path, name: str, tensor: Tensor, dtype: torch.dtype | None) -> 
 def _texts(path: Path, network: Network) -> TextSamples:
     if network.tokenize is None:
         raise SourceError(
-            f"{path} holds text, and no tokenizer lies with {network.path}; expected a Hugging Face folder with its "
+            f"{path} holds text, and no tokenizer lies with {network.path}; expected a Hugging Face folder "
+            "with its "
             "tokenizer as SOURCE, or token ids as .npz"
         )
     try:
@@ -229,7 +180,8 @@ def _images(path: Path, network: Network) -> ImageSamples:
     if len(specs) != 1 or len(specs[0].shape) != 4 or specs[0].shape[1] not in (1, 3):
         found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs) or "inputs of unknown sizes"
         raise SourceError(
-            f"{path} holds images, and {network.path} takes {found}; expected one input [batch, 3, height, width]: "
+            f"{path} holds images, and {network.path} takes {found}; expected one input [batch, 3, height, "
+            "width]: "
             "give --input-shape 1,3,HEIGHT,WIDTH, or arrays as .npz"
         )
     _, channels, height, width = specs[0].shape

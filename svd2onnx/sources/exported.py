@@ -41,7 +41,8 @@ def load_exported(path: Path) -> Network:
         except Exception as error:
             line = " ".join(str(error.__cause__ or error).split())[:200]
             raise SourceError(
-                f"{path} cannot be loaded: {type(error).__name__}: {line}; expected a program that torch.export.save of "
+                f"{path} cannot be loaded: {type(error).__name__}: {line}; expected a program that "
+                "torch.export.save of "
                 f"PyTorch {torch.__version__} or a little older wrote: copy it again, or export it again"
             ) from error
     if not specs:
@@ -98,7 +99,8 @@ def _spec(
     is_first: bool,
 ) -> InputSpec:
     """``names`` are those given to symbols so far: "batch", "sequence" for texts, "dim_1" and so on."""
-    shape, dynamic = [], {}
+    shape: list[int] = []
+    dynamic: dict[int, str] = {}
     for axis, size in enumerate(value.shape):
         if isinstance(size, int):
             shape.append(size)
@@ -115,7 +117,7 @@ def _spec(
         wanted = max(known, ROWS) if name == "batch" else max(known, 2)
         shape.append(_within(wanted, size.node.expr, program))
     return InputSpec(
-        node.target, tuple(shape), value.dtype, dynamic, 0 if example is None else int_limit(example)
+        str(node.target), tuple(shape), value.dtype, dynamic, 0 if example is None else int_limit(example)
     )
 
 

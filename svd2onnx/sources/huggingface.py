@@ -1,25 +1,29 @@
-"""Hugging Face folders: the architecture from config.json, by the installed ``transformers`` and by nothing else.
+"""Hugging Face folders: the architecture from config.json, by the installed ``transformers`` alone.
 
-Nothing is fetched, no code in the folder is run, and weights are read from .safetensors alone. What config.json
-says is bounded before a network is made of it, and must agree with the weights that are there.
+Nothing is fetched, no code in the folder is run, and weights are read from .safetensors alone. What
+config.json says is bounded before a network is made of it, and must agree with the weights that are there.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from svd2onnx.errors import SourceError
 from svd2onnx.loading import Batch
-from svd2onnx.sources.archive import damaged
+from svd2onnx.sources.huggingface_config import (
+    WRITE_MODEL_FILE,
+    check_size,
+    description_of,
+    kind_of_network,
+    one_line,
+    read_json,
+)
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
@@ -28,14 +32,7 @@ LONGEST = 128
 """Tokens of a text that is calibrated on."""
 _EXAMPLE_LENGTH = 32
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
-_MOST_CONFIG_BYTES = 16 << 20
-_MOST_LAYERS = 2000
-_MOST_PARTS = 1_000_000
-_LARGEST = 1 << 31
-_MOST_BUFFER_BYTES = 1 << 30
-_LAYERS = re.compile(r"layer|depth|block|stage")
 _LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
-_MODEL_FILE = "write a model file (.py) that loads it"
 
 
 class FirstOutputs(nn.Module):
@@ -70,15 +67,15 @@ def load_folder(folder: Path) -> Network:
     """The network in ``folder``, with inputs as its config.json tells them.
 
     Raises:
-        SourceError: ``transformers`` is not installed, or has no such network, or a file is missing or damaged.
+        SourceError: ``transformers`` is missing or has no such network, or a file is missing or damaged.
     """
-    description = _description(folder)
-    kind, config = _kind(folder, description)
+    description = description_of(folder)
+    kind, config = kind_of_network(folder, description)
     if config.is_encoder_decoder:
         raise SourceError(
-            f"{folder} is an encoder with a decoder; expected a network of one part: {_MODEL_FILE}"
+            f"{folder} is an encoder with a decoder; expected a network of one part: {WRITE_MODEL_FILE}"
         )
-    _check_size(folder, kind, config)
+    check_size(folder, kind, config)
     network = _pretrained(folder, kind)
     options = {"return_dict": True} | ({"use_cache": False} if hasattr(config, "use_cache") else {})
     objective = "kl" if _LOGITS.search(kind.__name__) else "cosine"
@@ -99,97 +96,8 @@ def load_folder(folder: Path) -> Network:
         model = ImageNetwork(network, {"return_dict": True})
         return Network(folder, model, (spec,), objective, preprocessing=_preprocessing(folder))
     raise SourceError(
-        f"{folder} takes {kind.main_input_name!r}; expected texts or images of one size: {_MODEL_FILE}"
+        f"{folder} takes {kind.main_input_name!r}; expected texts or images of one size: {WRITE_MODEL_FILE}"
     )
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    """config.json, with no number out of bounds."""
-    path = folder / "config.json"
-    description = _json(path)
-    if "quantization_config" in description:
-        raise SourceError(f"{path} says that the weights are quantized already; expected float weights")
-    if (folder / "adapter_config.json").is_file():
-        raise SourceError(
-            f"{folder} holds an adapter and no network; expected one: merge the adapter into its network"
-        )
-    _check_numbers(path, "", description)
-    return description
-
-
-def _check_numbers(path: Path, key: str, value: Any) -> None:
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            _check_numbers(path, name, entry)
-    elif isinstance(value, list):
-        for entry in value:
-            _check_numbers(path, key, entry)
-    elif isinstance(value, int):
-        is_count = key.startswith(("num_", "n_")) or key in ("depth", "depths")
-        most = (_MOST_LAYERS if _LAYERS.search(key) else _MOST_PARTS) if is_count else _LARGEST
-        if abs(value) > most:
-            raise SourceError(
-                f"{path} has {value} under {key!r}; expected at most {most}: is it the file of this network?"
-            )
-
-
-def _kind(folder: Path, description: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of the network, and its configuration."""
-    try:
-        import transformers
-    except ImportError:
-        raise SourceError(f"{folder} needs the package transformers: pip install transformers") from None
-    path = folder / "config.json"
-    architectures = description.get("architectures") or [""]
-    name = architectures[0] if isinstance(architectures, list) and isinstance(architectures[0], str) else ""
-    kind = getattr(transformers, name, None) if name.isidentifier() else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise SourceError(
-            f"{path} names the architecture {name!r}, which transformers {transformers.__version__} does not have; "
-            f"expected one of its own, as code of the folder is not run: {_MODEL_FILE}"
-        )
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise SourceError(
-            f"{path} cannot be read ({_line(error)}); expected a configuration of {name}"
-        ) from error
-    if not isinstance(config, kind.config_class):
-        raise SourceError(f"{path} is of the type {config.model_type!r}, which is not that of {name}")
-    return kind, config
-
-
-def _check_size(folder: Path, kind: Any, config: Any) -> None:
-    """The network that config.json describes has no more weights than the files hold."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise SourceError(
-            f"{folder} holds no .safetensors file; expected the weights in that form: load the folder with transformers and "
-            "write it with save_pretrained"
-        )
-    stored = 0
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-            raise damaged(path, error) from error
-    try:
-        with torch.device("meta"):
-            network = kind(config)
-    except Exception as error:
-        raise SourceError(
-            f"{folder / 'config.json'} describes no network ({_line(error)}); is it the right file?"
-        ) from error
-    wanted = sum(parameter.numel() for parameter in network.parameters())
-    buffers = sum(buffer.nbytes for buffer in network.buffers())
-    if wanted > stored or buffers > _MOST_BUFFER_BYTES:
-        raise SourceError(
-            f"{folder / 'config.json'} describes a network of {wanted} weights, and the .safetensors files beside it hold "
-            f"{stored}; expected files that belong together: put all of them there"
-        )
 
 
 def _pretrained(folder: Path, kind: Any) -> nn.Module:
@@ -210,14 +118,15 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
         )
     except Exception as error:
         raise SourceError(
-            f"{folder} cannot be loaded ({_line(error)}); expected the files of a {kind.__name__}"
+            f"{folder} cannot be loaded ({one_line(error)}); expected the files of a {kind.__name__}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(found["missing_keys"])
     if missing:
         raise SourceError(
-            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]!r}; expected all of them: does "
+            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]!r}; expected "
+            "all of them: does "
             "config.json name the architecture that was trained?"
         )
     module: nn.Module = network.eval().requires_grad_(False)
@@ -225,7 +134,7 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
 
 
 def _tokenizer(folder: Path, longest: int) -> Callable[[Sequence[str]], Batch] | None:
-    """What turns texts into padded batches, where a tokenizer lies in the folder; it is read when texts come."""
+    """What turns texts into padded batches, by the folder's tokenizer; it is read when texts come."""
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     known: list[Any] = []
@@ -247,7 +156,7 @@ def _read_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise SourceError(
-            f"the tokenizer in {folder} cannot be read ({_line(error)}); expected its files"
+            f"the tokenizer in {folder} cannot be read ({one_line(error)}); expected its files"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -262,33 +171,17 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
-    description = _json(path)
+    description = read_json(path)
     mean, std = description.get("image_mean"), description.get("image_std")
     if not all(isinstance(p, list) and all(isinstance(x, int | float) for x in p) for p in (mean, std)):
         return None
-    return Preprocessing(tuple(mean), tuple(std))
+    return Preprocessing(tuple(mean or ()), tuple(std or ()))
 
 
 def _size_of(folder: Path) -> int | None:
     """Of the images that a network without a size of its own was trained on."""
     path = folder / "preprocessor_config.json"
-    size = _json(path).get("size") if path.is_file() else None
+    size = read_json(path).get("size") if path.is_file() else None
     if isinstance(size, dict):
         size = size.get("height", size.get("shortest_edge"))
     return size if isinstance(size, int) and 0 < size <= 4096 else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_CONFIG_BYTES:
-            raise ValueError(f"it has more than {_MOST_CONFIG_BYTES} bytes")
-        description = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} cannot be read ({_line(error)}); expected a JSON object") from error
-    if not isinstance(description, dict):
-        raise SourceError(f"{path} holds {type(description).__name__}; expected a JSON object")
-    return description
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

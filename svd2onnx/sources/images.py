@@ -1,4 +1,4 @@
-"""A folder of images as calibration data: read, scaled to the network's size, and normalized as it was trained."""
+"""A folder of images as calibration data: scaled to the network's size, and normalized as it was trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels from 0 to 1, minus ``mean``, divided by ``std``, of each channel; by default those of ImageNet."""
+    """Pixels from 0 to 1, minus ``mean``, divided by ``std`` of each channel; by default ImageNet's."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -56,7 +56,8 @@ class ImageSamples:
         except Exception as error:
             line = " ".join(str(error).split())[:200]
             raise SourceError(
-                f"{path} cannot be read as an image ({line}); expected images in the folder of --calibration: take it out"
+                f"{path} cannot be read as an image ({line}); expected images in the folder of "
+                "--calibration: take it out"
             ) from error
         scaled = (
             torch.from_numpy(pixels.astype(np.float32) / 255)
@@ -79,7 +80,8 @@ def images_in(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise SourceError(
-            f"the folder {folder} of --calibration holds no image; expected files such as .jpg or .png, or a .npz, "
+            f"the folder {folder} of --calibration holds no image; expected files such as .jpg or .png, or "
+            "a .npz, "
             ".safetensors, .txt or .py file instead of a folder"
         )
     try:

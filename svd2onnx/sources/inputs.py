@@ -1,7 +1,7 @@
 """What a network takes, as far as its source tells, and random inputs that fit.
 
-``--input-shape`` says it for sources that do not: ``1,3,224,224``, ``NAME=1,3,224,224``, and ``:int64`` behind
-either where numbers of another type are meant.
+``--input-shape`` says it for sources that do not: ``1,3,224,224``, ``NAME=1,3,224,224``, and ``:int64``
+behind either where numbers of another type are meant.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def parse_shapes(texts: Sequence[str], model: nn.Module, path: Path) -> tuple[In
         match = _FORM.fullmatch(text.strip())
         if match is None or (match[3] or "float32") not in DTYPES:
             raise SourceError(
-                f"--input-shape {text!r} is none; expected NAME=1,3,224,224 or 1,3,224,224, and :int64 behind it "
+                f"--input-shape {text!r} is none; expected NAME=1,3,224,224 or 1,3,224,224, and :int64 "
+                "behind it "
                 f"for another type, of {', '.join(DTYPES)}"
             )
         name = match[1] or next((name for name in taken if name not in specs), "")

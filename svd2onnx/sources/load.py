@@ -22,7 +22,8 @@ from svd2onnx.sources.source import Source
 from svd2onnx.sources.state_dict import load_into, tensors_of
 
 _NO_DATA = (
-    "no --calibration was given: the fidelity was measured on random inputs, which tell little of real ones; give "
+    "no --calibration was given: the fidelity was measured on random inputs, which tell little of real "
+    "ones; give "
     "--calibration for a plan that fits your data"
 )
 _NOT_HELD_OUT = (
@@ -89,7 +90,8 @@ def with_data(network: Network, settings: Settings) -> Source:
     if network.specs is None:
         names = ", ".join(required_arguments(network.model))
         raise SourceError(
-            f"{network.path} does not tell what it takes; expected --calibration FILE.npz with the arrays {names}, or "
+            f"{network.path} does not tell what it takes; expected --calibration FILE.npz with the arrays "
+            f"{names}, or "
             "--input-shape NAME=1,3,224,224 for each of them"
         )
     if settings.recover:
@@ -134,7 +136,8 @@ def _of_model_file(file: ModelFile, settings: Settings) -> Source:
 def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, data: Path | None) -> Source:
     if settings.model is None:
         raise SourceError(
-            f"{path} holds {len(tensors)} tensors and no network; expected --model FILE.py, a Python file whose build() "
+            f"{path} holds {len(tensors)} tensors and no network; expected --model FILE.py, a Python file "
+            "whose build() "
             "makes the network they belong to"
         )
     own_data = settings.calibration is None and not settings.input_shape

@@ -17,8 +17,8 @@ from svd2onnx.sources.inputs import InputSpec
 class Network:
     """``specs`` is None where only data or ``--input-shape`` can tell what the network takes.
 
-    ``tokenize`` turns texts into a batch, where a tokenizer lies with the network; ``preprocessing`` is that of
-    its images.
+    ``tokenize`` turns texts into a batch, where a tokenizer lies with the network; ``preprocessing`` is that
+    of its images.
     """
 
     path: Path

@@ -1,4 +1,7 @@
-"""Pickled modules (torch.save of a whole network): loading one runs whatever the file says, so it is asked for first."""
+"""Pickled modules (torch.save of a whole network).
+
+Loading one runs whatever the file says: it is done only where the user allowed it.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,17 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
     """What torch.save wrote to ``path``: tensors in containers, or anything where the file is ``trusted``.
 
     Raises:
-        SourceError: the file would execute code and is not trusted, its classes cannot be imported, or it is damaged.
+        SourceError: it would execute code and is not trusted, or lacks its classes, or is damaged.
     """
     foreign = foreign_globals(path)
     if not foreign:
         return load_weights_only(path)
     if not trusted:
         raise SourceError(
-            f"{path} is a pickle of {_some(foreign)}, and loading it runs whatever code its maker put into it; expected "
-            "weights only: give --trust-pickle if you trust whoever made it, or a state dict with --model file.py, or a .pt2"
+            f"{path} is a pickle of {_some(foreign)}, and loading it runs whatever code its maker put into "
+            "it; expected "
+            "weights only: give --trust-pickle if you trust whoever made it, or a state dict with --model "
+            "file.py, or a .pt2"
         )
     try:
         with warnings.catch_warnings():
@@ -33,7 +38,8 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise SourceError(
-            f"{path} needs the code of its classes ({error}); expected it to be importable: run svd2onnx where that code "
+            f"{path} needs the code of its classes ({error}); expected it to be importable: run svd2onnx "
+            "where that code "
             "lies, with PYTHONPATH=. if need be, or give a state dict with --model file.py"
         ) from error
     except Exception as error:
@@ -60,5 +66,7 @@ def as_network(loaded: Any, path: Path) -> nn.Module:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 1} more classes or functions" if len(names) > 1 else ""
-    own = [name for name in names if not name.startswith(("torch.", "builtins.", "collections."))]
+    own = [
+        name for name in names if not name.startswith(("torch.", "builtins.", "__builtin__.", "collections."))
+    ]
     return f"{(own or names)[0]}{more}"

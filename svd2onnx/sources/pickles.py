@@ -20,7 +20,8 @@ from svd2onnx.errors import SourceError
 from svd2onnx.sources.archive import damaged, open_archive
 
 _DTYPES = (
-    "Double Float Half Long Int Short Char Byte Bool BFloat16 ComplexDouble ComplexFloat QUInt8 QInt8 QInt32 Untyped"
+    "Double Float Half Long Int Short Char Byte Bool BFloat16 ComplexDouble ComplexFloat QUInt8 QInt8 "
+    "QInt32 Untyped"
 ).split()
 _HARMLESS = {
     ("collections", "OrderedDict"),
@@ -141,7 +142,7 @@ def _pickles(path: Path) -> Iterator[bytes]:
 
 
 def _globals(pickle: bytes) -> Iterator[tuple[str, str]]:
-    """What a pickle looks up: GLOBAL names it, STACK_GLOBAL takes the two strings before it, maybe of the memo."""
+    """What a pickle looks up: GLOBAL names it, STACK_GLOBAL takes two strings, maybe from the memo."""
     recent: list[str] = []
     memo: dict[int, str] = {}
     for opcode, argument, _position in pickletools.genops(pickle):
@@ -158,4 +159,4 @@ def _globals(pickle: bytes) -> Iterator[tuple[str, str]]:
         elif opcode.name in _PUTS:
             memo[len(memo) if argument is None else int(argument)] = recent[-1] if recent else ""
         elif opcode.name in _GETS:
-            recent.append(memo.get(int(argument), ""))
+            recent.append(memo.get(int(str(argument)), ""))

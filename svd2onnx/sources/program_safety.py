@@ -1,8 +1,9 @@
 """What of an exported program is handed to torch.export.load: a copy, made of what was checked.
 
-PyTorch says of its loader never to use it on untrusted files: it unpickles, runs compiled libraries, and evaluates
-strings. The copy has the graph (see ``program_text``), its weights and constants as bytes, and example inputs
-that the weights-only unpickler reads. What the two archive readers may see differently in a file is one thing in it.
+PyTorch says of its loader never to use it on untrusted files: it unpickles, runs compiled libraries, and
+evaluates strings. The copy has the graph (see ``program_text``), its weights and constants as bytes, and
+example inputs that the weights-only unpickler reads. Python's reader of archives and PyTorch's may see
+different things in a crafted file; in the copy there is one thing to see.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def safe_copy(path: Path) -> Iterator[IO[bytes]]:
                     copy.writestr(f"{MODEL}/{name}", content)
         except Unsafe as error:
             raise SourceError(
-                f"{path} is not loaded, because {error}; expected a graph of PyTorch's own operators: export the "
+                f"{path} is not loaded, because {error}; expected a graph of PyTorch's own operators: "
+                "export the "
                 "network as such, or write a model file (.py)"
             ) from error
         file.seek(0)
@@ -101,7 +103,9 @@ def _entry(name: str, entry: Any, archive: Archive, kind: str) -> dict[str, Any]
     if member is None or "/" in entry["path_name"] or entry["path_name"].endswith(".json"):
         raise Unsafe(f"the bytes of {name!r} are missing among its {kind}")
     meta = cleaned(entry["tensor_meta"])
-    sizes = [size.get("as_int") if isinstance(size, dict) else None for size in _list(meta.get("sizes"))]
+    sizes: list[Any] = [
+        size.get("as_int") if isinstance(size, dict) else None for size in _list(meta.get("sizes"))
+    ]
     itemsize = _BYTES.get(meta.get("dtype")) if isinstance(meta.get("dtype"), int) else None
     if itemsize is None or not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise Unsafe(f"the shape or type of {name!r} among its {kind} is unknown")

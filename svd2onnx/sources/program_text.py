@@ -1,7 +1,7 @@
 """The graph of an exported program, as text from a stranger: only what is known to be harmless passes.
 
-``torch.export.load`` evaluates sizes as Python expressions, looks targets up by name, imports what the layout of
-inputs names, and writes node names into source code that it then compiles. So each string has a rule:
+``torch.export.load`` evaluates sizes as Python expressions, looks targets up by name, imports what the layout
+of inputs names, and writes node names into source code that it then compiles. So each string has a rule:
 
     target            an operator of ATen, or arithmetic of sizes; none that opens files
     expr_str          arithmetic of symbols and integers
@@ -31,9 +31,12 @@ _SIZES = re.compile(r"_operator\.[a-z]+_?|math\.trunc|torch\.sym_(not|int|float|
 _MODES = {"torch.ops.higher_order.wrap_with_set_grad_enabled"}
 _OPENS_FILES = {"from_file"}
 _ARITHMETIC = set(
-    "Add Mul Max Min Abs Integer Rational Float floor ceiling Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv "
-    "FloatTrueDiv ToFloat TruncToInt TruncToFloat FloorToInt CeilToInt RoundToInt ModularIndexing Identity Where "
-    "Eq Ne Lt Le Gt Ge Equality Unequality LessThan StrictLessThan GreaterThan StrictGreaterThan And Or Not".split()
+    "Add Mul Max Min Abs Integer Rational Float floor ceiling Mod PythonMod FloorDiv CleanDiv CeilDiv "
+    "IntTrueDiv "
+    "FloatTrueDiv ToFloat TruncToInt TruncToFloat FloorToInt CeilToInt RoundToInt ModularIndexing Identity "
+    "Where "
+    "Eq Ne Lt Le Gt Ge Equality Unequality LessThan StrictLessThan GreaterThan StrictGreaterThan And Or "
+    "Not".split()
 )
 _SYMBOL = re.compile(r"z?[suf]{1,2}\d{1,6}|[A-Za-z]\w{0,30}_\d{1,6}")
 _LARGEST_POWER = 8

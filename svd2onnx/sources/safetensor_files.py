@@ -47,7 +47,8 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
             raise ValueError("its weight_map is no table of names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise SourceError(
-            f"{index} cannot be read ({error}); expected a JSON object with a weight_map from tensors to files"
+            f"{index} cannot be read ({error}); expected a JSON object with a weight_map from tensors to "
+            "files"
         ) from error
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):

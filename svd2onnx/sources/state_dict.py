@@ -31,7 +31,8 @@ def tensors_of(path: Path, loaded: Any) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise SourceError(
-                f"{path} holds {type(value).__name__} under {str(name)[:80]!r}; expected a state dict, from names to tensors: "
+                f"{path} holds {type(value).__name__} under {str(name)[:80]!r}; expected a state dict, from "
+                "names to tensors: "
                 "save network.state_dict()"
             )
     return dict(loaded)
@@ -66,7 +67,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, archi
         problems.append(f"has {_some(differing)} of other shapes ({shapes})")
     if problems:
         raise SourceError(
-            f"{path} does not fit the network of {architecture}: it {'; it '.join(problems)}; expected exactly the "
+            f"{path} does not fit the network of {architecture}: it {'; it '.join(problems)}; expected "
+            "exactly the "
             "names and shapes of build().state_dict()"
         )
     with torch.no_grad():
