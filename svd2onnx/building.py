@@ -131,7 +131,7 @@ class Builder:
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
-        batches = list(prepared.model_file.inputs("recovery"))
+        batches = list(prepared.source.inputs("recovery"))
         result = recover(
             prepared.model,
             prepared.sites,
@@ -188,7 +188,7 @@ class Builder:
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""
         prepared = self._prepared
-        source, batches = prepared.model_file, prepared.evaluation
+        source, batches = prepared.source, prepared.evaluation
         return evaluate(
             self.draft,
             self._reference,

@@ -30,6 +30,7 @@ from svd2onnx.report import (
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
+from svd2onnx.sources.source import Source
 from svd2onnx.timing import measure_latency
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
@@ -48,7 +49,7 @@ def compress_export(
     page: Path | None = None,
     track: Track = silent,
 ) -> CompressionReport:
-    """Compress the network of the model file ``source`` and write it to ``output``.
+    """Compress the network of ``source``, of any kind (see ``svd2onnx.sources``), and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
     float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check
@@ -126,7 +127,7 @@ def compress_export(
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
-            warnings=tuple(_warnings(settings, provider)),
+            warnings=tuple(_warnings(settings, provider, prepared.source)),
             versions=tool_versions(),
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
@@ -141,7 +142,7 @@ def gather_statistics(
     prepared: Prepared, settings: Settings, fit: Sequence[Batch], judging: Sequence[Batch], track: Track
 ) -> dict[str, LayerStatistics]:
     """Of every usable layer; none at all where no calibration is asked for."""
-    if settings.calibration_samples == 0:
+    if settings.calibration_samples == 0 or not prepared.source.calibrated:
         return {}
     objective = None if settings.method == "svd" else prepared.objective
     if prepared.shelf.overflows:
@@ -164,13 +165,14 @@ def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | Non
     return total if total is None or choice is None else total * choice.gauge
 
 
-def _warnings(settings: Settings, provider: str) -> Iterator[str]:
+def _warnings(settings: Settings, provider: str, source: Source) -> Iterator[str]:
     if settings.dtype == "float16" and provider == "cpu":
         yield (
             "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "
             "for CUDA, the latency does not"
         )
-    if settings.calibration_samples == 0:
+    yield from source.warnings
+    if settings.calibration_samples == 0 or not source.calibrated:
         yield (
             "no calibration data: inputs were taken as equal and independent, so rounding and plan are "
             "blind to what the network does, and predicted errors are relative errors of weights"

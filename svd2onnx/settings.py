@@ -63,6 +63,11 @@ class Settings:
     calibration_samples: int = 1024
     weights: Path | None = None
     random_weights: bool = False
+    model: Path | None = None
+    calibration: Path | None = None
+    input_shape: tuple[str, ...] = ()
+    objective: str | None = None
+    trust_pickle: bool = False
     provider: str = "auto"
     threads: int | None = None
 
