@@ -1,6 +1,7 @@
 """The command line: click and rich only; whatever is slow to import is imported inside the commands.
 
-Exit codes: 0 done, 1 a stated failure (one line on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 a stated failure (one line on stderr), 2 wrong usage; interrupted: 130 (SIGINT), 143
+(SIGTERM), 129 (SIGHUP).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from svd2onnx.failures import refusal
+from svd2onnx.interruption import Interrupted, interruptible, leave
 from svd2onnx.options import DATA, DIM, PATH, PROVIDER, THREADS, compression_options, source_options
 from svd2onnx_runtime.errors import Svd2OnnxError
 
@@ -29,14 +32,20 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
+        except Interrupted as stop:
+            click.echo(f"error: {stop.line}", err=True)
+            leave(stop.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Svd2OnnxError as error:
-            _fail(str(error))
+            _fail(refusal(error) or str(error))
         except Exception as error:
             if os.environ.get("SVD2ONNX_DEBUG"):
                 raise
+            if line := refusal(error):
+                _fail(line)
             line = " ".join(str(error).split())
             _fail(
                 f"unexpected {type(error).__name__}: {line} "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from svd2onnx import layers as layer_sites
@@ -55,6 +56,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         SourceError: see ``load_model_file`` and ``discover``.
         PlanError: a pattern matches no layer.
     """
+    torch.manual_seed(settings.seed)  # model files may draw weights or inputs
     model_file = load_model_file(source, data, settings.weights, random_weights=settings.random_weights)
     model = make_plain(model_file.build())
     inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)

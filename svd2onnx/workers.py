@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -14,18 +15,25 @@ R = TypeVar("R")
 
 
 def map_layers(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """``work`` of each item, in order, with as many threads as torch would use within one operation."""
+    """``work`` of each item, in order, with as many threads as torch would use within one operation.
+
+    Where the results are no longer asked for, as when the run is interrupted, no further item is begun.
+    """
     threads = torch.get_num_threads()
+    ended = threading.Event()
+
+    def alone(item: T) -> R | None:
+        torch.set_num_threads(1)  # new threads start with the process's default
+        return None if ended.is_set() else work(item)
+
     with _single_threaded():
         results: Iterable[R] = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(
-            delayed(_alone)(work, item) for item in items
+            delayed(alone)(item) for item in items
         )
-        yield from results
-
-
-def _alone(work: Callable[[T], R], item: T) -> R:
-    torch.set_num_threads(1)  # new threads start with the process's default
-    return work(item)
+        try:
+            yield from results
+        finally:
+            ended.set()
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors progress outputs workers memory scales schema quantize moments descent lowrank convolution "
-    "layer_statistics layers loading probes agreement gathering calibrate rounding factors realize score "
-    "activations planner candidates knapsack deadline goals modules straight_through teacher student rewrite "
-    "recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export integer "
-    "layer_graphs latency settings folded packed half forms plain batchnorm preparation clock verify report "
-    "timing building choosing settling pipeline inspection sweep_points sweep tables plots __init__ options "
-    "cli"
+    "errors interruption failures progress once drafts outputs workers memory scales schema quantize "
+    "moments descent lowrank convolution layer_statistics layers loading probes agreement gathering "
+    "calibrate rounding factors realize score activations planner candidates records entries cache recall "
+    "knapsack deadline goals modules straight_through teacher student rewrite recover liveness nodes "
+    "code_nodes folding convolution_nodes table_nodes stored qdq export integer layer_graphs latency "
+    "settings folded packed half forms plain batchnorm preparation clock verify report timing building "
+    "choosing settling pipeline inspection sweep_points sweep tables plots __init__ options cli"
 ).split()
 
 BLOCK_AND_IMPORT = """
