@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -27,13 +28,16 @@ def map_layers(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return None if ended.is_set() else work(item)
 
     with _single_threaded():
-        results: Iterable[R] = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(
+        results: Generator[R, None, None] = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(
             delayed(alone)(item) for item in items
         )
         try:
             yield from results
         finally:
             ended.set()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's, of results that nobody asked for
+                results.close()
 
 
 @contextlib.contextmanager
