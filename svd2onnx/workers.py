@@ -32,7 +32,8 @@ def map_layers(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
             delayed(alone)(item) for item in items
         )
         try:
-            yield from results
+            for result in results:  # not `yield from`, which would hand the end on to joblib at once
+                yield result
         finally:
             ended.set()
             with warnings.catch_warnings():
