@@ -32,7 +32,7 @@ def map_layers(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
             delayed(alone)(item) for item in items
         )
         try:
-            for result in results:  # not `yield from`, which would hand the end on to joblib at once
+            for result in results:  # noqa: UP028 - it would hand the end on to joblib, which warns of it
                 yield result
         finally:
             ended.set()
