@@ -18,6 +18,7 @@ from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.lowrank import Decompose, factorize
 from svd2onnx.memory import release_freed
+from svd2onnx.once import Once, anew
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
@@ -57,6 +58,8 @@ class Builder:
         form: how the file is written, see ``forms``.
         external_data: whether its weights are in another file, of its name and ``.data``.
         decompose: for the article's pairs.
+        once: may know layers from an earlier run.
+        seed: of retraining.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class Builder:
         form: Form = Form(),  # noqa: B008 (frozen)
         external_data: bool = False,
         decompose: Decompose = factorize,
+        once: Once = anew,
+        seed: int = 0,
     ) -> None:
-        self._decompose = decompose
+        self._decompose, self._once, self._seed = decompose, once, seed
         self._form, self._external_data = form, external_data
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
@@ -102,6 +107,7 @@ class Builder:
             self._track,
             self._decompose,
             self._prepared.shelf,
+            self._once,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
@@ -139,6 +145,7 @@ class Builder:
             batches,
             prepared.objective,
             steps,
+            seed=self._seed,
             track=self._track,
         )
         return Build(build.plan, result.layers, self._rewritten(result.model, result.layers))

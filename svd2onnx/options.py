@@ -72,6 +72,18 @@ def source_options(command: Command) -> Command:
             "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
             help="Inputs to calibrate on; 0 does without data.",
         ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True,
+            help="Of whatever is drawn: probes, samples, the order of retraining.",
+        ),
+        click.option(
+            "--resume", is_flag=True,
+            help="Go on from what a stopped run finished, and keep what this one does, in OUTPUT.cache.",
+        ),
+        click.option(
+            "--cache", type=PATH, metavar="DIR",
+            help="Keep calibration, prices and codes here, and take them from here; runs may share it.",
+        ),
         DATA,
         PROVIDER,
     ]  # fmt: skip

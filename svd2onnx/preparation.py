@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from svd2onnx import layers as layer_sites
@@ -62,6 +63,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         SourceError: see ``load_source`` and ``discover``.
         PlanError: a pattern matches no layer.
     """
+    torch.manual_seed(settings.seed)  # model files may draw weights or inputs
     loaded = load_source(source, settings, data)
     shelf = Shelf()
     with MadeOn(shelf):

@@ -70,6 +70,9 @@ class Settings:
     trust_pickle: bool = False
     provider: str = "auto"
     threads: int | None = None
+    seed: int = 0
+    cache: Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
