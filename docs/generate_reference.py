@@ -64,7 +64,9 @@ def _command(command: click.Command, context: click.Context) -> str:
     records = [
         record
         for own in command.get_params(context)
-        if isinstance(own, click.Option) and own.name != "help" and (record := own.get_help_record(context))
+        if isinstance(own, click.Option)
+        and "--help" not in own.opts
+        and (record := own.get_help_record(context))
     ]
     if records:
         lines += ["| option | meaning |", "|---|---|"]
