@@ -23,6 +23,7 @@ from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
 from svd2onnx.recover import recover
+from svd2onnx.report import Retraining
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
 from svd2onnx.settings import Form
@@ -36,6 +37,7 @@ class Build:
     plan: CompressionPlan
     layers: Mapping[str, CompressedLayer]
     network: nn.Module
+    retraining: Retraining | None = None
 
     @property
     def integer_layers(self) -> dict[str, CompressedLayer]:
@@ -148,7 +150,8 @@ class Builder:
             seed=self._seed,
             track=self._track,
         )
-        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers))
+        told = Retraining(result.steps_run, result.before, result.after)
+        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)
 
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file, and of that with its weights."""

@@ -153,6 +153,7 @@ def compress_export(
             seconds=time.perf_counter() - started,
             warnings=tuple(_warnings(settings, provider, prepared.source, cache)),
             versions=tool_versions(),
+            retraining=build.retraining,
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
