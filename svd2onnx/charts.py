@@ -152,5 +152,5 @@ def _fidelities(low: int, high: int) -> list[tuple[float, str]]:
     """Nines and labels: every decade, and where those are few two between them."""
     steps = (1, 2, 5) if high - low <= 2 else (1,)
     losses = [(n, power) for power in range(low, high + 1) for n in steps]
-    found = [(power - math.log10(n), f"{1 - n * 10.0**-power:.{power}f}") for n, power in losses]
+    found = [(power - math.log10(n), f"{1 - n * 10.0**-power:.{max(power, 0)}f}") for n, power in losses]
     return [(value, label) for value, label in found if low <= value <= high]

@@ -43,7 +43,7 @@ def _rendered(report: CompressionReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "share": _share, "bits": _bits}
+    environment.filters |= {"size": _size, "share": _share, "bits": _bits, "number": _number}
     style = (files("svd2onnx") / "templates" / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     charts = {name: size_chart(report, *size) for name, size in _CHARTS.items()}
@@ -55,7 +55,6 @@ def _rendered(report: CompressionReport) -> str:
         forms=Counter((layer.kind, _common(layer.form)) for layer in report.layers),
         most_bytes=max((layer.stored_bytes for layer in report.layers), default=0),
         most_error=max((layer.predicted_error or 0.0 for layer in report.layers), default=0.0),
-        most_ms=max((max(own.median_ms, own.reference_ms) for own in report.latency), default=0.0),
         settings={
             name: own
             for name, own in report.settings.items()
@@ -72,6 +71,11 @@ def _common(form: str) -> str:
 def _size(count: float) -> str:
     """Bytes in units of 10^3 or 10^6, as file managers show them."""
     return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits behind the point, as long as that is a short number."""
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
 def _share(part: float, whole: float) -> str:

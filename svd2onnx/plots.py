@@ -94,7 +94,7 @@ def draw_spectra(layers: Sequence[LayerInspection], path: Path) -> None:
     own = [layer.spectrum for layer in layers if layer.spectrum]
     used = [layer.used_spectrum for layer in layers if layer.used_spectrum]
     if not own:
-        raise OutputError(f"cannot draw {path}: none of the {len(layers)} layers has a spectrum")
+        raise OutputError(f"there is no spectrum to plot: none of the {len(layers)} layers has one")
     plot = pyplot()
     panels = {"weights": own, "weights times their inputs": used} if used else {"weights": own}
     figure, row = plot.subplots(
