@@ -60,7 +60,9 @@ def export_program(
     """Write a .pt2 of ``network`` with dynamic ``axes`` by argument."""
     names = {name for own in (axes or {}).values() for name in own.values()}
     dims = {name: torch.export.Dim(name) for name in sorted(names)}
-    shapes = {argument: {axis: dims[name] for axis, name in own.items()} for argument, own in (axes or {}).items()}
+    shapes = {
+        argument: {axis: dims[name] for axis, name in own.items()} for argument, own in (axes or {}).items()
+    }
     program = torch.export.export(network, example, dynamic_shapes=shapes or None)
     torch.export.save(program, path)
     return path

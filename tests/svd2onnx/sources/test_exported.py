@@ -1,4 +1,4 @@
-"""An exported program becomes a network of modules that computes the same, and is loaded without its classes."""
+"""An exported program becomes a network of modules that computes the same, without its classes."""
 
 import operator
 from collections.abc import Callable
@@ -18,7 +18,7 @@ KINDS = {"linear", "embedding", "convolution"}
 
 
 class Frozen(nn.Module):
-    """x [batch, 64] -> [batch, 64]: a part that forward runs without gradients, and products with matrices."""
+    """x [batch, 64] -> [batch, 64]: a part that runs without gradients, and products with matrices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,12 @@ def assert_same(
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["as exported", "decomposed"])
-@pytest.mark.parametrize("kind", [*NETWORKS.values(), Images, Texts, Pictures, Frozen], ids=lambda k: k.__name__)
-def test_the_graph_computes_what_the_network_did(kind: type[nn.Module], decomposed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [*NETWORKS.values(), Images, Texts, Pictures, Frozen], ids=lambda k: k.__name__
+)
+def test_the_graph_computes_what_the_network_did(
+    kind: type[nn.Module], decomposed: bool, tmp_path: Path
+) -> None:
     network = seeded(kind)
     if kind in (Texts, Pictures):
         example = torch.randint(0, 160, (2, 5)) if kind is Texts else torch.randn(2, 3, 10, 10)
@@ -108,7 +112,9 @@ def test_a_tie_stays_one(tmp_path: Path) -> None:
     ],
     ids=["batch norm", "dropout"],
 )
-def test_training_mode_is_refused(change: Callable[[nn.Module], nn.Module], expected: str, tmp_path: Path) -> None:
+def test_training_mode_is_refused(
+    change: Callable[[nn.Module], nn.Module], expected: str, tmp_path: Path
+) -> None:
     network = change(Pictures())
     example = torch.randn(2, 3, 8, 8) if isinstance(network, Pictures) else torch.randn(2, 64)
     path = export_program(network, (example,), tmp_path / "n.pt2")

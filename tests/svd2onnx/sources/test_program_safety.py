@@ -40,7 +40,9 @@ def graph(value: Any) -> Any:
 
 def set_in(value: Any, key: str, new: object) -> None:
     """Replace the first entry called ``key``, however deep."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    entries = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     for name, entry in entries:
         if name == key:
             value[name] = new
@@ -76,7 +78,10 @@ HARMFUL: dict[str, tuple[Edit, str]] = {
     "code as a name": (setting("name", "x=__import__('os').mkdir('mark')"), "no identifier"),
     "a dotted name": (setting("name", "torch.load"), "no identifier"),
     "code of guards": (lambda value: value.update(guards_code=["__import__('os').mkdir('mark')"]), ""),
-    "an import as a layout": (setting("in_spec", layout("collections.defaultdict", ["os", "x"])), "defaultdict"),
+    "an import as a layout": (
+        setting("in_spec", layout("collections.defaultdict", ["os", "x"])),
+        "defaultdict",
+    ),
     "an enum in a layout": (setting("out_spec", layout("builtins.dict", {"__enum__": "os"})), "keys"),
     "a layout that is none": (setting("in_spec", "no json"), "no JSON"),
     "an operator as an argument": (
@@ -166,7 +171,9 @@ def test_compiled_libraries_and_legacy_weights_are_left_out(program: Path, tmp_p
         archive.writestr(f"{root}/data/weights/model.pt", harmful.read_bytes())
         archive.writestr(f"{root}/data/aotinductor/model/lib.so", b"\x7fELF")
     with safe_copy(path) as copy, zipfile.ZipFile(copy) as inside:
-        assert not any("aotinductor" in name or name.endswith("weights/model.pt") for name in inside.namelist())
+        assert not any(
+            "aotinductor" in name or name.endswith("weights/model.pt") for name in inside.namelist()
+        )
     assert load_exported(path).specs
     assert not mark.exists()
 
