@@ -129,6 +129,8 @@ def compress_export(
         batches = track(evaluation, "Verifying", len(evaluation))
         strict = check_strict(builder.exact(), build.network, model, batches, prepared.objective)
         inputs = as_arrays(arguments_of(model, evaluation[0]))
+        is_fixed = not any(0 in axes for axes in prepared.dynamic_shapes.values())
+        bench_batches = (len(next(iter(inputs.values()))),) if is_fixed else BENCH_BATCHES
         report = CompressionReport(
             source=str(source),
             output=str(output),
@@ -146,7 +148,7 @@ def compress_export(
             certificate=certify(draft, provider, inputs=inputs),
             latency=tuple(
                 measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
-                for batch in track(BENCH_BATCHES, "Benchmarking", len(BENCH_BATCHES))
+                for batch in track(bench_batches, "Benchmarking", len(bench_batches))
             ),
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),

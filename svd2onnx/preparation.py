@@ -12,6 +12,7 @@ from torch import nn
 
 from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
+from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
 from svd2onnx.plain import make_plain
@@ -72,8 +73,11 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     shelf.keep_module(model)
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
-    fold_batchnorm(model, arguments_of(model, batches[0]))
-    sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    try:
+        fold_batchnorm(model, arguments_of(model, batches[0]))
+        sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    except (SourceError, ExportError) as error:
+        raise type(error)(f"{source}: {error}") from error
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     return Prepared(loaded, model, chosen, batches, shelf)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from svd2onnx.errors import SourceError
 from svd2onnx.sources.graph_layers import as_modules, inline_modes
+from svd2onnx.sources.graph_operators import operator_of
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
@@ -51,22 +52,31 @@ def load_exported(path: Path) -> Network:
 
 
 def _check(program: torch.export.ExportedProgram, path: Path) -> None:
-    signature = program.graph_signature
-    if signature.buffers_to_mutate:
-        raise SourceError(
-            f"{path} changes {next(iter(signature.buffers_to_mutate.values()))!r} as it runs: {_TRAINING}"
-        )
-    if signature.user_inputs_to_mutate:
+    """A network in evaluation leaves its weights and its inputs as they are, and drops nothing."""
+    inputs = set(program.graph_signature.user_inputs)
+    states = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    written = {name for node in program.graph.nodes for name in _written(node)}
+    written |= set((program.graph_signature.user_inputs_to_mutate or {}).values())
+    changed = [states[name] for name in written if name in states]
+    changed += (program.graph_signature.buffers_to_mutate or {}).values()
+    if changed:
+        raise SourceError(f"{path} changes {changed[0]!r} as it runs: {_TRAINING}")
+    if written & inputs:
         raise SourceError(
             f"{path} changes its inputs as it runs; expected a program that leaves them as they are"
         )
     for node in program.graph.nodes:
-        kind = str(node.target)
-        trains = len(node.args) > 2 and node.args[2] is True
-        if (kind == "aten.dropout.default" and trains) or (
-            kind == "aten.batch_norm.default" and node.args[5] is True
-        ):
-            raise SourceError(f"{path} has {kind} that drops or averages: {_TRAINING}")
+        if operator_of(node) == "dropout" and node.args[2] is True:
+            raise SourceError(f"{path} drops values at random: {_TRAINING}")
+
+
+def _written(node: fx.Node) -> Iterator[str]:
+    """The inputs of a program that an operator changes in place."""
+    if operator_of(node):
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):  # type: ignore[union-attr]
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            if is_written and isinstance(value, fx.Node) and value.op == "placeholder":
+                yield value.name
 
 
 def _network(

@@ -43,7 +43,7 @@ def as_modules(graph: fx.Graph, tensors: Tensors) -> fx.GraphModule:
             made[key] = _free_name(root, [layer.weight, *aliases], set(made.values()))
             _put(root, made[key], layer.build())
         with graph.inserting_before(node):
-            call = graph.call_module(made[key], (layer.input,))
+            call = graph.create_node("call_module", made[key], (layer.input,))
         call.meta = node.meta
         node.replace_all_uses_with(call)
         graph.erase_node(node)
@@ -52,7 +52,11 @@ def as_modules(graph: fx.Graph, tensors: Tensors) -> fx.GraphModule:
         if node.op == "get_attr" and not _has(root, node.target):
             _put(root, node.target, known[node.target])
     graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(root, graph)
+    network = fx.GraphModule(root, graph)
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
 
 
 def inline_modes(module: fx.GraphModule) -> None:
@@ -78,6 +82,8 @@ def inline_modes(module: fx.GraphModule) -> None:
         if node.users:
             node.replace_all_uses_with(results)
         module.graph.erase_node(node)
+        if not inner.users:
+            module.graph.erase_node(inner)
 
 
 def _place_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -121,4 +127,3 @@ def _tidy(graph: fx.Graph) -> None:
     if not leaves:
         raise ValueError("the program gives no tensor")
     output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
-    graph.eliminate_dead_code()

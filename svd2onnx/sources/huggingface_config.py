@@ -34,7 +34,10 @@ def description_of(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"{folder} holds an adapter and no network; expected one: merge the adapter into its network"
         )
-    _check_numbers(path, "", description)
+    try:
+        _check_numbers(path, "", description)
+    except RecursionError as error:
+        raise damaged(path, error) from error
     return description
 
 

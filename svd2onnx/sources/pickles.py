@@ -45,8 +45,8 @@ _HARMLESS = {
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 _PUTS = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"}
 _GETS = {"BINGET", "LONG_BINGET", "GET"}
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The pickle that opens files of PyTorch before 1.6: a number."""
+_LEGACY = 0x1950A86A20F9469CFC6C
+"""The number in the pickle that opens files of PyTorch before 1.6."""
 _UNREADABLE = (ValueError, IndexError, KeyError, EOFError, OverflowError, UnicodeError, MemoryError)
 
 
@@ -127,17 +127,16 @@ def _pickles(path: Path) -> Iterator[bytes]:
             yield archive.read("data.pkl")
         return
     with path.open("rb") as file:
-        for _ in range(5):  # a number, the version, the system, the object, the keys of its storages
+        for index in range(5):  # a number, the version, the system, the object, the keys of its storages
             start = file.tell()
             try:
-                for _opcode, _argument, _position in pickletools.genops(file):
-                    pass
+                arguments = [argument for _opcode, argument, _position in pickletools.genops(file)]
             except _UNREADABLE as error:
                 raise damaged(path, error) from error
             end = file.tell()
             file.seek(start)
             yield file.read(end - start)
-            if start == 0 and end != len(_LEGACY):
+            if index == 0 and _LEGACY not in arguments:
                 return
 
 
