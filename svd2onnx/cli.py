@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from svd2onnx.failures import refusal
 from svd2onnx.interruption import Interrupted, interruptible, leave
 from svd2onnx.options import DATA, DIM, PATH, PROVIDER, THREADS, compression_options, source_options
-from svd2onnx_runtime.errors import Svd2OnnxError
+from svd2onnx_runtime.errors import Svd2OnnxError, naming
 
 if TYPE_CHECKING:
     from svd2onnx.settings import Settings
@@ -54,7 +54,7 @@ class _Commands(click.Group):
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(1)
 
 
@@ -234,7 +234,8 @@ def bench(
         paths[name] = Path(path)
     session = open_session(graph, provider)
     sizes = _sizes(dims)
-    inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
+    with naming(graph):
+        inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
     del session
     result = run_bench(paths, inputs, provider, threads, repeats)
     console = Console()
