@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svd2onnx.errors import PlanError
-from svd2onnx.schema import QuantSpec
+from svd2onnx.schema import METHODS, QuantSpec
 
-METHODS = ("auto", "quantize", "svd")
 ACTIVATIONS = ("auto", "float", "int8")
 OPERATORS = ("dequantize", "folded", "matmulnbits")
 DTYPES = ("float32", "float16")
