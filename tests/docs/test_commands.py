@@ -1,5 +1,6 @@
 """Every command in the documents is one that its program takes: it exists, its options, their values."""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -108,3 +109,17 @@ def test_an_option_in_the_text_exists(path: Path) -> None:
         if words[:1] == ["svd2onnx"] or code.startswith("-"):
             for option in re.findall(r"(?<!\S)--[a-z][\w-]*", code):
                 assert option in OPTIONS | OTHERS, f"{code}: no command takes {option}"
+
+
+@pytest.mark.parametrize("words", [param for param in COMMANDS if "svd2onnx" in param.values[0]])
+def test_a_model_file_takes_what_it_is_given(words: list[str]) -> None:
+    for file in (word for word in words if word.startswith("models/")):
+        functions = {
+            node.name: {argument.arg for argument in node.args.args}
+            for node in ast.parse((ROOT / file).read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        }
+        assert {"weights"} <= functions["build"] or "--weights" not in words
+        assert {"random_weights"} <= functions["build"] or "--random-weights" not in words
+        # Files of images take theirs from models/images.py.
+        assert {"data"} <= functions.get("inputs", {"data"}) or "--data" not in words
