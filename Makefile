@@ -1,13 +1,15 @@
 # make demo   plan all-MiniLM-L6-v2 for 0.13 of its size, certify the file, compare it with the original
 # make test   the test suite
 # make lint   style and types
+# make test-serving   the examples in HTTP, C++, Node and a browser, with what they need installed beside them
+# make reference      write docs/reference.md anew from the code
 #
 # Needs GNU make and a python3.11 or newer; everything else is installed into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint test-serving reference
 
 demo: .venv/.installed-minilm
 	mkdir -p build
@@ -24,6 +26,16 @@ lint: .venv/.installed-minilm,dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+# Needs node and npm, cmake and a C++ compiler, chromium, and apt for the headers of onnxruntime.
+test-serving: .venv/.installed-minilm,dev
+	cd examples/node && npm ci --no-audit --no-fund
+	cd examples/browser && npm ci --no-audit --no-fund
+	examples/cpp/get_onnxruntime.sh $(CURDIR)/$(BIN)/python
+	SVD2ONNX_TEST_SERVING=1 $(BIN)/python -m pytest tests/examples
+
+reference: .venv/.installed-minilm,dev
+	$(BIN)/python docs/generate_reference.py
 
 # One stamp per set of extras: the stem of its name is what stands between the brackets.
 .venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python

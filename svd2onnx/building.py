@@ -18,10 +18,12 @@ from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.lowrank import Decompose, factorize
 from svd2onnx.memory import release_freed
+from svd2onnx.once import Once, anew
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
 from svd2onnx.recover import recover
+from svd2onnx.report import Retraining
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
 from svd2onnx.settings import Form
@@ -35,6 +37,7 @@ class Build:
     plan: CompressionPlan
     layers: Mapping[str, CompressedLayer]
     network: nn.Module
+    retraining: Retraining | None = None
 
     @property
     def integer_layers(self) -> dict[str, CompressedLayer]:
@@ -57,6 +60,8 @@ class Builder:
         form: how the file is written, see ``forms``.
         external_data: whether its weights are in another file, of its name and ``.data``.
         decompose: for the article's pairs.
+        once: may know layers from an earlier run.
+        seed: of retraining.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class Builder:
         form: Form = Form(),  # noqa: B008 (frozen)
         external_data: bool = False,
         decompose: Decompose = factorize,
+        once: Once = anew,
+        seed: int = 0,
     ) -> None:
-        self._decompose = decompose
+        self._decompose, self._once, self._seed = decompose, once, seed
         self._form, self._external_data = form, external_data
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
@@ -102,6 +109,7 @@ class Builder:
             self._track,
             self._decompose,
             self._prepared.shelf,
+            self._once,
         )
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
@@ -131,7 +139,7 @@ class Builder:
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
-        batches = list(prepared.model_file.inputs("recovery"))
+        batches = list(prepared.source.inputs("recovery"))
         result = recover(
             prepared.model,
             prepared.sites,
@@ -139,9 +147,11 @@ class Builder:
             batches,
             prepared.objective,
             steps,
+            seed=self._seed,
             track=self._track,
         )
-        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers))
+        told = Retraining(result.steps_run, result.before, result.after)
+        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)
 
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file, and of that with its weights."""
@@ -188,7 +198,7 @@ class Builder:
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""
         prepared = self._prepared
-        source, batches = prepared.model_file, prepared.evaluation
+        source, batches = prepared.source, prepared.evaluation
         return evaluate(
             self.draft,
             self._reference,

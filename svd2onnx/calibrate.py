@@ -113,8 +113,19 @@ def probe_draws(judging: Sequence[Batch]) -> int:
 
 def first_rows(batch: Batch, rows: int) -> Batch:
     """The first rows of every tensor that has as many as the batch."""
+    return _rows(batch, slice(rows))
+
+
+def one_by_one(batches: Sequence[Batch]) -> list[Batch]:
+    """A batch for each row: what a pass keeps for its gradients is as much smaller."""
+    sizes = [next(iter(batch.values())).shape[0] for batch in batches]
+    pairs = zip(batches, sizes, strict=True)
+    return [_rows(batch, slice(i, i + 1)) for batch, size in pairs for i in range(size)]
+
+
+def _rows(batch: Batch, part: slice) -> Batch:
     size = next(iter(batch.values())).shape[0]
-    return {name: t[:rows] if t.shape[:1] == (size,) else t for name, t in batch.items()}
+    return {name: t[part] if t.shape[:1] == (size,) else t for name, t in batch.items()}
 
 
 def _gatherer(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from svd2onnx.activations import rounding_errors
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
+from svd2onnx.once import Once, anew
 from svd2onnx.planner import fitting_spec
 from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
@@ -64,6 +65,7 @@ def candidates(
     dropped: Mapping[str, float] | None = None,
     activations: Sequence[str] = ("float",),
     track: Track = silent,
+    once: Once = anew,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
 
@@ -76,12 +78,17 @@ def candidates(
             gives them: no small change, so its prediction is not to be trusted.
         activations: what a layer may compute with.
         track: shows the progress.
+        once: may know prices from an earlier run.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
     def price(site: LayerSite) -> list[Candidate]:
         least = (dropped or {}).get(site.name, 0.0)
-        return _priced(weight_of(model, site), site, statistics.get(site.name), least, activations)
+        return once(
+            "prices",
+            (site.name, least, tuple(activations)),
+            lambda: _priced(weight_of(model, site), site, statistics.get(site.name), least, activations),
+        )
 
     results = track(map_layers(price, usable), "Pricing candidates", len(usable))
     return {site.name: options for site, options in zip(usable, results, strict=True)}

@@ -1,7 +1,7 @@
 """The command line: its commands, and what becomes of their failures.
 
 Whatever is slow to import is imported inside the commands. Exit codes: 0 done, 1 a stated failure (one line
-on stderr), 2 wrong usage.
+on stderr), 2 wrong usage; interrupted: 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from svd2onnx.commands.inspect import inspect
 from svd2onnx.commands.report import report
 from svd2onnx.commands.sweep import sweep
 from svd2onnx.console import fail
+from svd2onnx.failures import refusal
+from svd2onnx.interruption import Interrupted, interruptible, leave
 from svd2onnx.options import examples
 
 
@@ -31,16 +33,22 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
+        except Interrupted as stop:
+            click.echo(f"error: {stop.line}", err=True)
+            leave(stop.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # to click, which ends quietly where the reader of stdout went away
         except Exception as error:
             from svd2onnx_runtime.errors import Svd2OnnxError  # here, because its package loads numpy
 
             if isinstance(error, Svd2OnnxError):
-                fail(str(error))
+                fail(refusal(error) or str(error))
             if os.environ.get("SVD2ONNX_DEBUG"):
                 raise
+            if line := refusal(error):
+                fail(line)
             line = " ".join(str(error).split())
             fail(
                 f"unexpected {type(error).__name__}: {line} "

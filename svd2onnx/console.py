@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 def fail(message: str) -> NoReturn:
     """End the command with ``message`` as its one line on stderr, and exit code 1."""
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(1)
 
 

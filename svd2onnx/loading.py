@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -134,9 +134,14 @@ class ModelFile:
 
 
 def load_model_file(
-    path: Path, data: Path | None = None, weights: Path | None = None, *, random_weights: bool = False
+    path: Path,
+    data: Path | None = None,
+    weights: Path | None = None,
+    *,
+    random_weights: bool = False,
+    needs: Sequence[str] = ("build", "inputs"),
 ) -> ModelFile:
-    """Run the model file at ``path`` and check that it follows the protocol.
+    """Run the model file at ``path`` and check that it follows the protocol, as far as ``needs`` asks for it.
 
     Raises:
         SourceError: no such file, not a Python file, it fails to run, or a part of it is missing.
@@ -153,7 +158,7 @@ def load_model_file(
         if folder is not None and not folder.is_dir():
             raise SourceError(f"{option} must be a folder, and {folder} is none")
     module = _execute(path)
-    for name in ("build", "inputs"):
+    for name in needs:
         if not callable(getattr(module, name, None)):
             raise SourceError(f"{path} defines no function {name}(): a model file needs one")
     model_file = ModelFile(path, module, data, weights, random_weights)

@@ -46,11 +46,43 @@ def source_options(command: Command) -> Command:
             "--random-weights", is_flag=True,
             help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
         ),
+        click.option(
+            "--model", type=PATH, metavar="FILE.py",
+            help="For state dicts: the Python file whose build() makes their network.",
+        ),
+        click.option(
+            "--trust-pickle", is_flag=True,
+            help="Unpickle a network, which runs whatever code its file holds: only if you trust its maker.",
+        ),
+        click.option(
+            "--calibration", type=PATH, metavar="PATH",
+            help="Samples: .npz or .safetensors arrays, a folder of images, a .txt file, or a model file.",
+        ),
+        click.option(
+            "--input-shape", multiple=True, metavar="[NAME=]1,3,224,224",
+            help="Of an input that neither SOURCE nor --calibration tells; :int64 behind it for integers.",
+        ),
+        click.option(
+            "--objective", type=click.Choice(["cosine", "kl", "mse"]),
+            help="What is kept: direction, distribution or values.  [default: as SOURCE says, or mse]",
+        ),
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
         click.option(
             "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
             help="Inputs to calibrate on; 0 does without data.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True,
+            help="Of whatever is drawn: probes, samples, the order of retraining.",
+        ),
+        click.option(
+            "--resume", is_flag=True,
+            help="Go on from what a stopped run finished, and keep what this one does, in OUTPUT.cache.",
+        ),
+        click.option(
+            "--cache", type=PATH, metavar="DIR",
+            help="Keep calibration, prices and codes here, and take them from here; runs may share it.",
         ),
         DATA,
         PROVIDER,

@@ -12,6 +12,7 @@ from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Decompose, Factorization, Weighting, factorize
+from svd2onnx.once import Once, anew
 from svd2onnx.progress import Track, silent
 from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
@@ -32,20 +33,29 @@ def realize(
     track: Track = silent,
     decompose: Decompose = factorize,
     shelf: Shelf | None = None,
+    once: Once = anew,
 ) -> dict[str, CompressedLayer]:
-    """The stored tensors of every layer in ``plan``, by site name; their codes lie on ``shelf``."""
+    """The stored tensors of every layer in ``plan``, by site name; ``once`` may know them.
+
+    Their codes lie on ``shelf``.
+    """
     shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
 
     def work(site: LayerSite) -> CompressedLayer:
-        weight, form, own = weight_of(model, site), plan.forms[site.name], statistics.get(site.name)
-        if site.kind == "embedding":
-            layer = realize_table(weight, form)
-        elif plan.method == "svd" and form.factors:
-            layer = realize_article(weight, form, own, decompose)
-        else:
-            layer = next(realize_forms(weight, [form], own))
-        return _kept(replace(layer, kind=site.kind), shelf)
+        form, is_article = plan.forms[site.name], plan.method == "svd"
+
+        def made() -> CompressedLayer:
+            weight, own = weight_of(model, site), statistics.get(site.name)
+            if site.kind == "embedding":
+                return realize_table(weight, form)
+            if is_article and form.factors:
+                layer = realize_article(weight, form, own, decompose)
+            else:
+                layer = next(realize_forms(weight, [form], own))
+            return replace(layer, kind=site.kind)
+
+        return _kept(once("codes", (site.name, form, is_article), made), shelf)
 
     results = track(map_layers(work, chosen), "Quantizing", len(chosen))
     return {site.name: layer for site, layer in zip(chosen, results, strict=True)}

@@ -79,6 +79,22 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
+class Retraining:
+    """Mean errors on recovery batches that were held out, before and after ``steps`` of retraining.
+
+    They are equal where no state on the way was better: then the file is as it was before.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+    @property
+    def gained(self) -> bool:
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
 class SizePoint:
     """About how large the file of another plan is, and its error, predicted as that of the report is.
 
@@ -120,6 +136,7 @@ class CompressionReport:
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     curve: tuple[SizePoint, ...] = ()
+    retraining: Retraining | None = None
 
     @property
     def kept(self) -> float:

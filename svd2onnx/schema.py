@@ -27,6 +27,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
 ACTIVATIONS = ("float", "int8")
 """What a layer's MatMuls compute with, see ``integer``."""
+METHODS = ("auto", "quantize", "svd")
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 
@@ -349,4 +350,7 @@ class CompressionPlan:
                 forms[str(name)] = LayerForm.from_json(form)
             except (PlanError, TypeError, ValueError) as error:
                 raise PlanError(f"the plan's form of layer {name!r} is wrong: {error}") from error
-        return cls(str(record.get("method", "auto")), forms)
+        method = record.get("method", "auto")
+        if method not in METHODS:
+            raise PlanError(f"the method of a plan must be one of {METHODS}, not {method!r}")
+        return cls(method, forms)

@@ -36,6 +36,11 @@ class Shelf:
         # By address: the storage, which outlives the tensors that first show it, and its bytes in memory.
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
+    @property
+    def overflows(self) -> bool:
+        """Whether some of it is in files."""
+        return any(size == 0 for _, size in self._held.values())
+
     def zeros(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A new tensor.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from svd2onnx.inspection import ENERGIES, LayerInspection, Spectrum, total_bytes
-from svd2onnx.report import Choice, CompressionReport
+from svd2onnx.report import Choice, CompressionReport, Retraining
 from svd2onnx.sweep_points import Sweep
 from svd2onnx_runtime import BenchResult, EvaluationResult
 
@@ -35,6 +35,8 @@ def compression_table(report: CompressionReport) -> Table:
         )
     if report.choice is not None:
         table.add_row("against uniform", _against(report.choice))
+    if report.retraining is not None:
+        table.add_row("retraining", retraining_line(report.retraining))
     deployed = report.deployed
     error = f" +- {deployed.standard_error:.5f}" if deployed.standard_error is not None else ""
     table.add_row(
@@ -62,6 +64,19 @@ def compression_table(report: CompressionReport) -> Table:
     for name, reason in certificate.misplaced[:5]:
         table.add_row("misplaced", f"{name}: {reason}")
     return table
+
+
+def retraining_line(retraining: Retraining) -> str:
+    """What it gained on held-out batches, or that it gained nothing."""
+    if retraining.gained:
+        return (
+            f"{retraining.steps} steps took the held-out error from {retraining.before:.5f} "
+            f"to {retraining.after:.5f}"
+        )
+    return (
+        f"{retraining.steps} steps gained nothing on held-out batches ({retraining.before:.5f}): "
+        "the file is as it was before; more or other recovery data may help"
+    )
 
 
 def sweep_table(sweep: Sweep) -> Table:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError
-from svd2onnx_runtime.files import graph_bytes
+from svd2onnx_runtime.errors import InputsError, naming
+from svd2onnx_runtime.external import graph_bytes
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.roofline import Roofline, measure_roofline
@@ -121,10 +121,10 @@ def bench_by_batch(
     timings: tuple[BatchTiming, ...] = ()
     for inputs in batches:
         timed = time_runs(list(paths.values()), inputs, provider, threads, repeats, warmup)
-        work = [
-            count_work(path, feeds, provider, threads)
-            for path, feeds in zip(paths.values(), timed.feeds, strict=True)
-        ]
+        work = []
+        for path, feeds in zip(paths.values(), timed.feeds, strict=True):
+            with naming(path):
+                work.append(count_work(path, feeds, provider, threads))
         roofline = roofline or measure_roofline(provider, threads)
         graphs = graphs or tuple(
             BenchedGraph(

@@ -15,6 +15,7 @@ fast.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
-from svd2onnx_runtime.files import graph_bytes
+from svd2onnx_runtime.external import external_files, graph_bytes
 from svd2onnx_runtime.machine import gpu_count
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ _DTYPES = {
     "bool": "bool",
     **{f"{sign}int{width}": f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)},
 }
+_MOST_BYTES = 1 << 32
+"""Of one synthetic input: a graph that wants more is damaged, or its sizes were mistyped."""
 _SILENT = 4  # onnxruntime severity "fatal": what we handle is raised, not also logged
 _DEFAULT_SEVERITY = 2
 _LARGE = 2 << 30
@@ -114,8 +117,11 @@ def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, 
     with _quiet_cuda() if chosen == "cuda" else contextlib.nullcontext():
         try:
             session = ort.InferenceSession(os.fspath(graph), options, providers=providers, enable_fallback=0)
+            session.get_inputs(), session.get_outputs()  # whose names may be no text
         except _errors(*_ORT_ERRORS) as error:
             raise GraphError(f"onnxruntime cannot load {graph}: {one_line(error)}") from error
+        except UnicodeDecodeError as error:
+            raise GraphError(f"the inputs or outputs of {graph} have names that are no text") from error
     if provider == "cuda" and provider_of(session) != "cuda":
         raise ProviderError(
             "a GPU is here but onnxruntime could not start its CUDA provider: install the CUDA and "
@@ -198,6 +204,11 @@ def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -
     for wanted in session.get_inputs():
         shape = [_size(wanted.name, axis, dim, dims) for axis, dim in enumerate(wanted.shape)]
         dtype = _dtype(wanted)
+        if math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+            raise InputsError(
+                f"input {wanted.name!r} of shape {shape} would take more than {_MOST_BYTES >> 30} GiB: "
+                "choose smaller sizes with --dim and --batch, or export the graph again"
+            )
         if dtype.kind == "f":
             arrays[wanted.name] = rng.standard_normal(shape).astype(dtype)
         else:
@@ -251,6 +262,10 @@ def _checked_file(path: str | os.PathLike[str]) -> Path:
         raise GraphError(f"expected an ONNX file at {graph}, found a folder: name the file in it")
     if graph.stat().st_size == 0:
         raise GraphError(f"expected an ONNX file at {graph}, found an empty one: export it again")
+    try:
+        external_files(graph)
+    except OSError as error:
+        raise GraphError(f"cannot read {graph}: {error.strerror}") from error
     return graph
 
 

@@ -48,6 +48,7 @@ def bench(
     from svd2onnx.tables import bench_table, footprint_table
     from svd2onnx_runtime import bench as run_bench
     from svd2onnx_runtime import open_session, synthetic_inputs
+    from svd2onnx_runtime.errors import naming
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
@@ -58,7 +59,8 @@ def bench(
         paths[name] = Path(path)
     session = open_session(graph, provider)
     sizes = sizes_of(dims)
-    inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
+    with naming(graph):
+        inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
     del session
     result = run_bench(paths, inputs, provider, threads, repeats)
     if output:

@@ -37,7 +37,8 @@ def compress_export(
 ) -> None:
     """Compress the network of SOURCE and write it as a verified ONNX file with a report.
 
-    SOURCE is a model file: a Python file with build() and inputs(split).
+    SOURCE is a model file (.py with build() and inputs(split)), an exported program (.pt2), a Hugging Face
+    folder, a state dict (.pt, .safetensors; with --model), or a pickled network (.pt; with --trust-pickle).
     """
     from svd2onnx import pipeline
     from svd2onnx.tables import compression_table

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from svd2onnx.report import Choice, CompressionReport, LatencyReport, LayerReport, SizePoint
+from svd2onnx.report import Choice, CompressionReport, LatencyReport, LayerReport, Retraining, SizePoint
 from svd2onnx_runtime import Certificate, EvaluationResult
 
 LAYERS = (
@@ -57,5 +57,6 @@ def a_report(**changes: Any) -> CompressionReport:
         warnings=("no calibration data: inputs were taken as equal",),
         versions={"python": "3.11.2", "torch": "2.13.0"},
         curve=CURVE,
+        retraining=Retraining(300, 0.012, 0.011),
     )
     return replace(report, **changes)
