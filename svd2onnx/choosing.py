@@ -130,7 +130,8 @@ def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:
     try:
         plan = CompressionPlan.from_json(record)
     except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error
+        line = " ".join(str(error).split())  # it quotes the file
+        raise PlanError(f"{path}: {line}") from error
     usable = {site.name: site for site in prepared.sites if site.skip_reason is None}
     for name, form in plan.forms.items():
         if name not in usable:

@@ -99,11 +99,11 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
-            raise PlanError(f"bits must be one of {BITS}, not {self.bits}")
+            raise PlanError(f"bits must be one of {BITS}, not {self.bits!r}")
         if self.block_size not in BLOCK_SIZES:
             raise PlanError(
                 f"block size must be one of {BLOCK_SIZES} (others do not fuse in onnxruntime), "
-                f"not {self.block_size}"
+                f"not {self.block_size!r}"
             )
 
     @property
