@@ -111,6 +111,7 @@ class Builder:
             self._prepared.shelf,
             self._once,
         )
+        release_freed()
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
         return Build(plan, layers, self._rewritten(self._prepared.model, layers))

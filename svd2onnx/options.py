@@ -29,6 +29,14 @@ RECOVER = click.option(
     metavar="STEPS",
     help="Retrain the compressed network briefly, by distillation on the recovery split.",
 )
+WEIGHTS = click.option(
+    "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
+)
+RANDOM_WEIGHTS = click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
+)
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -39,13 +47,8 @@ def source_options(command: Command) -> Command:
             "--only", type=click.Choice(["linear", "convolution", "embedding"]),
             help="Compress layers of this kind alone.",
         ),
-        click.option(
-            "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
-        ),
-        click.option(
-            "--random-weights", is_flag=True,
-            help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
-        ),
+        WEIGHTS,
+        RANDOM_WEIGHTS,
         click.option(
             "--model", type=PATH, metavar="FILE.py",
             help="For state dicts: the Python file whose build() makes their network.",
