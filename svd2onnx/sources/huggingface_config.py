@@ -75,7 +75,7 @@ def kind_of_network(folder: Path, description: Mapping[str, Any]) -> tuple[Any, 
         )
     try:
         config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
         )
     except Exception as error:
         raise SourceError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from svd2onnx.errors import SourceError
 from svd2onnx.loading import Batch, ModelFile, load_model_file
@@ -46,7 +46,7 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
         return _of_state_dict(path, tensors, settings, data)
     if kind == "pickle":
         loaded = load_pickle(path, trusted=settings.trust_pickle)
-        if isinstance(loaded, dict):
+        if isinstance(loaded, dict) and not any(isinstance(part, nn.Module) for part in loaded.values()):
             return _of_state_dict(path, tensors_of(path, loaded), settings, data)
         network = Network(path, as_network(loaded, path), None)
     elif kind == "exported program":

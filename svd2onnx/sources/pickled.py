@@ -6,6 +6,7 @@ Loading one runs whatever the file says: it is done only where the user allowed 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
 
 
 def as_network(loaded: Any, path: Path) -> nn.Module:
-    """``loaded`` as a network in eval mode, in float32.
+    """``loaded``, or the network in a checkpoint, in eval mode and float32.
 
     Raises:
         SourceError: it is none, or a compiled one.
     """
+    if isinstance(loaded, Mapping):
+        loaded = next((part for part in loaded.values() if isinstance(part, nn.Module)), loaded)
     if isinstance(loaded, torch.jit.ScriptModule):
         raise SourceError(
             f"{path} is a TorchScript network, which cannot be compressed: give the module it was made from"

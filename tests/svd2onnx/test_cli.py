@@ -242,9 +242,9 @@ def test_inspect_lists_every_layer_with_its_reason(model_file: Path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("missing.py", None, "no such model file"),
+        ("missing.py", None, "no such file or folder"),
         ("empty.py", "", "is empty"),
-        ("model.txt", "x", "no model file"),
+        ("model.txt", "x", "of no known kind"),
         ("broken.py", "def build(:", "SyntaxError"),
         ("no_build.py", "def inputs(split): ...", "no function build()"),
     ],

@@ -328,10 +328,13 @@ def test_a_trusted_pickle_does_run(tmp_path: Path) -> None:
     assert (tmp_path / "mark").exists()
 
 
-def test_a_compiled_network_is_refused(tmp_path: Path) -> None:
+def test_a_network_may_lie_in_a_checkpoint(tmp_path: Path) -> None:
     from svd2onnx.errors import SourceError
     from svd2onnx.sources.pickled import as_network
 
     with pytest.raises(SourceError, match="holds Linear2"):
         as_network(type("Linear2", (), {})(), tmp_path / "x.pt")
-    assert isinstance(as_network(nn.Linear(2, 2).half(), tmp_path / "x.pt"), nn.Linear)
+    loaded = as_network({"epoch": 3, "model": nn.Linear(2, 2).half()}, tmp_path / "x.pt")
+    assert isinstance(loaded, nn.Linear)
+    assert loaded.weight.dtype == torch.float32
+    assert not loaded.training
