@@ -22,13 +22,6 @@ PROVIDER = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
 DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
-RECOVER = click.option(
-    "--recover",
-    type=click.IntRange(0),
-    default=0,
-    metavar="STEPS",
-    help="Retrain the compressed network briefly, by distillation on the recovery split.",
-)
 WEIGHTS = click.option(
     "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
 )
@@ -79,6 +72,19 @@ def source_options(command: Command) -> Command:
             "--seed", type=click.IntRange(0), default=0, show_default=True,
             help="Of whatever is drawn: probes, samples, the order of retraining.",
         ),
+        DATA,
+        PROVIDER,
+    ]  # fmt: skip
+    return _with(options, command)
+
+
+def run_options(command: Command) -> Command:
+    """The options of what writes files after long work, and those of ``source_options``."""
+    options = [
+        click.option(
+            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
+            help="Retrain the compressed network briefly, by distillation on the recovery split.",
+        ),
         click.option(
             "--resume", is_flag=True,
             help="Go on from what a stopped run finished, and keep what this one does, in OUTPUT.cache.",
@@ -87,14 +93,12 @@ def source_options(command: Command) -> Command:
             "--cache", type=PATH, metavar="DIR",
             help="Keep calibration, prices and codes here, and take them from here; runs may share it.",
         ),
-        DATA,
-        PROVIDER,
     ]  # fmt: skip
-    return _with(options, command)
+    return _with(options, source_options(command))
 
 
 def compression_options(command: Command) -> Command:
-    """The options that say how to compress, and those of ``source_options``."""
+    """The options that say how to compress, and those of ``run_options``."""
     options = [
         click.option(
             "--method",
@@ -160,10 +164,9 @@ def compression_options(command: Command) -> Command:
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
         ),
-        RECOVER,
         THREADS,
     ]  # fmt: skip
-    return _with(options, source_options(command))
+    return _with(options, run_options(command))
 
 
 def examples(*lines: str) -> str:

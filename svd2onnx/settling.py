@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from svd2onnx.building import Build, Builder
@@ -17,6 +18,8 @@ _MARGIN = 0.98
 """Plans aim at so much of the time that is asked for: measurements scatter."""
 _NEAR = 0.93
 """A file that takes so much of the time asked for is worth no further round."""
+
+logger = logging.getLogger(__name__)
 
 
 def settle(
@@ -71,6 +74,7 @@ def reach(goal: Goal, builder: Builder) -> Build:
     while plan is not None:
         build = builder.build(plan)
         outcome = Outcome(builder.write(build), lambda: builder.deployed().mean_error)
+        logger.info("a plan of predicted error %s gives %d bytes", plan.predicted_error, outcome.file_bytes)
         plan = goal.revised(build.plan, outcome)
     return build
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from svd2onnx.console import Terminal, spoken
-from svd2onnx.options import PATH, RECOVER, examples, source_options
+from svd2onnx.options import PATH, examples, run_options
 
 
 @click.command(
@@ -54,8 +54,7 @@ from svd2onnx.options import PATH, RECOVER, examples, source_options
     help="Draws of calibration data for each of the article's points.",
 )
 @click.option("--metric", help="Of the model file, for the plot.  [default: its first, or fidelity]")
-@RECOVER
-@source_options
+@run_options
 @spoken
 def sweep(
     source: Path,

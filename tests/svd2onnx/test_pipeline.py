@@ -345,6 +345,12 @@ def test_a_second_output_that_no_gradient_reaches_is_planned_too(
     report = compress_export(source, tmp_path / "a.onnx", Settings(target_size="0.3x", provider="cpu"))
     assert report.file_bytes <= 0.3 * report.float_bytes
     forms = {layer.name: layer.form for layer in report.layers}
+    for layer in report.layers:
+        assert (layer.rank is not None) == ("rank" in layer.form)
+    planned = [point for point in report.curve if point.form is None]
+    assert len(planned) > 10
+    assert min(point.file_bytes for point in planned) < report.file_bytes < report.float_bytes
+    assert {"int8/128", "int4/32"} <= {point.form for point in report.curve}
     # Its error is that of its weight, so it is not dropped although the first output would not mind.
     assert forms["other"] != "rank 0"
 
