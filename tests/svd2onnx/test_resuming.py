@@ -134,9 +134,8 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    "renames", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_kill_between_renames_leaves_whole_files_and_resume_repairs_them(
     folder: Path, whole: Whole, renames: int
 ) -> None:
@@ -152,11 +151,11 @@ def test_a_kill_between_renames_leaves_whole_files_and_resume_repairs_them(
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 143),
         (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
-    ids=["SIGTERM", "SIGINT", "SIGHUP"],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_an_interrupted_run_says_so_in_one_line_and_where_its_parts_are(
     folder: Path, number: signal.Signals, code: int
@@ -184,6 +183,7 @@ def test_a_file_that_may_not_be_written_whole_is_told_in_one_line(folder: Path, 
     assert not any(path.is_dir() for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_cache_that_finds_no_room_costs_no_more_than_a_warning(folder: Path, whole: Whole) -> None:
     """Its largest entry is larger than the files of the run."""
     code, out, err = finish(start(arguments(folder, "--resume"), file_bytes=250_000))
