@@ -1,5 +1,6 @@
 # make demo   plan all-MiniLM-L6-v2 for 0.13 of its size, certify the file, compare it with the original
 # make test   the test suite
+# make failures   kill, interrupt and starve runs at many moments, and damage thousands of files: half an hour
 # make lint   style and types
 # make test-serving   the examples in HTTP, C++, Node and a browser, with what they need installed beside them
 # make reference      write docs/reference.md anew from the code
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-serving reference
+.PHONY: demo test lint failures test-serving reference
 
 demo: .venv/.installed-minilm
 	mkdir -p build
@@ -21,6 +22,10 @@ demo: .venv/.installed-minilm
 
 test: .venv/.installed-minilm,dev
 	$(BIN)/python -m pytest
+
+failures: .venv/.installed-minilm,dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/svd2onnx/test_resuming.py tests/svd2onnx/test_fuzz_json.py \
+		tests/svd2onnx/test_fuzz_graphs.py
 
 lint: .venv/.installed-minilm,dev
 	$(BIN)/ruff check .

@@ -133,7 +133,9 @@ def _change(draw: st.DrawFn, owner: Any, field: Any) -> None:
     value: Any
     if field.type in (field.TYPE_INT64, field.TYPE_UINT64):
         value = draw(st.sampled_from(NUMBERS) | st.integers(-300, 300))
-    elif field.type in (field.TYPE_INT32, field.TYPE_ENUM):
+    elif field.type == field.TYPE_ENUM:  # of which protobuf takes no others
+        value = draw(st.sampled_from([known.number for known in field.enum_type.values]))
+    elif field.type == field.TYPE_INT32:
         value = draw(st.integers(-300, 300) | st.sampled_from([2**31 - 1, -(2**31)]))
     elif field.type == field.TYPE_STRING:
         value = draw(st.sampled_from(NAMES))

@@ -2,10 +2,14 @@
 
 import errno
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from svd2onnx.cli import main
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.failures import refusal
 
@@ -74,3 +78,17 @@ def test_a_circle_of_causes_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert refusal(first) is None
+
+
+@pytest.mark.parametrize(
+    "place", ["    torch.manual_seed(0)", "    torch.manual_seed({"], ids=["build", "inputs"]
+)
+def test_a_network_or_data_too_large_for_memory(
+    write_model_file: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    source = write_model_file((place, f"    torch.empty(1 << 60)\n{place}"))
+    result = CliRunner().invoke(main, ["compress-export", str(source), "-o", str(tmp_path / "out.onnx")])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: out of memory: ")
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"network.py"}

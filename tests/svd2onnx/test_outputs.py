@@ -1,6 +1,9 @@
 """Files appear whole or not at all, and whatever was there before a failure is there after it."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,46 @@ def test_the_first_target_is_renamed_last(tmp_path: Path, monkeypatch: pytest.Mo
         for draft in drafts:
             draft.write_text("new")
     assert renamed == ["b.json", "a.onnx"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from svd2onnx.outputs import staged
+
+replace, left = os.replace, [int(sys.argv[1])]
+
+def counted(draft, target):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    replace(draft, target)
+
+os.replace = counted
+with staged(*map(Path, sys.argv[2:])) as drafts:
+    for draft in drafts:
+        draft.write_text("new")
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_between_renames_leaves_whole_files_and_the_next_run_does_all(
+    tmp_path: Path, renames: int
+) -> None:
+    targets = [tmp_path / name for name in ("a.onnx", "b.json", "c.json")]
+    for target in targets:
+        target.write_text("old")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(renames), *map(str, targets)], env=env, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert [target.read_text() for target in targets] == ["old"] * (3 - renames) + ["new"] * renames
+    with staged(*targets) as drafts:
+        for draft in drafts:
+            draft.write_text("new")
+    assert contents(tmp_path) == {"a.onnx": "new", "b.json": "new", "c.json": "new"}
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_one_file_cannot_be_two_outputs(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Runs that are killed, interrupted or refused lose nothing; a resumed one gives the bytes of a whole one."""
 
 import random
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,9 +136,8 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    "renames", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_kill_between_renames_leaves_whole_files_and_resume_repairs_them(
     folder: Path, whole: Whole, renames: int
 ) -> None:
@@ -152,11 +153,11 @@ def test_a_kill_between_renames_leaves_whole_files_and_resume_repairs_them(
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 143),
         (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
-    ids=["SIGTERM", "SIGINT", "SIGHUP"],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_an_interrupted_run_says_so_in_one_line_and_where_its_parts_are(
     folder: Path, number: signal.Signals, code: int
@@ -184,6 +185,33 @@ def test_a_file_that_may_not_be_written_whole_is_told_in_one_line(folder: Path, 
     assert not any(path.is_dir() for path in folder.iterdir())
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 100 kB, which the float32 graph alone fills."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk))
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root and the right to mount")
+    try:
+        yield disk
+    finally:
+        subprocess.run(("umount", "-l", str(disk)), check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_in_one_line(small_disk: Path) -> None:
+    for name, content in PREVIOUS.items():
+        (small_disk / name).write_bytes(content)
+    code, out, err = finish(start(arguments(small_disk)))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: the disk is full")
+    assert err.count("\n") == 1
+    assert_intact(small_disk)
+    assert not any(path.is_dir() for path in small_disk.iterdir())
+
+
+@pytest.mark.slow
 def test_a_cache_that_finds_no_room_costs_no_more_than_a_warning(folder: Path, whole: Whole) -> None:
     """Its largest entry is larger than the files of the run."""
     code, out, err = finish(start(arguments(folder, "--resume"), file_bytes=250_000))
