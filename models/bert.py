@@ -85,7 +85,9 @@ def build(weights: Path | None = None, random_weights: bool = False) -> nn.Modul
     return TextEncoder(pretrained(BertModel, folder)).eval()
 
 
-def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
+def inputs(
+    split: str, data: Path | None = None, weights: Path | None = None, random_weights: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of a split, always the same ones in the same order.
 
     Each holds ``input_ids`` and ``attention_mask``, int64 [8, 128].
@@ -94,14 +96,13 @@ def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
         ValueError: the split is unknown.
         FileNotFoundError: ``data`` is given, and WikiText-2 is not there or there is no tokenizer for it.
     """
-    ids = _pieces(split, data)
+    ids = _pieces(split, data, _checkpoint.tokenizer(data, weights, random_weights))
     for start in range(0, len(ids), _BATCH):
         rows = ids[start : start + _BATCH]
         yield {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
 
 
-def _pieces(split: str, data: Path | None) -> Tensor:
-    tokenizer = _checkpoint.tokenizer(data)
+def _pieces(split: str, data: Path | None, tokenizer: Any) -> Tensor:
     if tokenizer is None:
         return random_pieces(split, _PIECES, _TOKENS, _VOCABULARY)
 

@@ -1,8 +1,4 @@
-"""Networks of the Hugging Face hub, read from this machine only: a folder, or the local cache.
-
-A model file's ``inputs`` is not told what its ``build`` was given; the ``Checkpoint`` that both share
-remembers it, because text is read by the tokenizer that lies with the weights.
-"""
+"""Networks of the Hugging Face hub, read from this machine only: a folder, or the local cache."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,6 @@ class Checkpoint:
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self._given: Path | None = None
-        self._is_random = False
 
     def choose(self, weights: Path | None, random_weights: bool) -> Path | None:
         """Return the folder to read: the one given, else that in the cache, or None for random weights.
@@ -27,7 +21,6 @@ class Checkpoint:
         Raises:
             FileNotFoundError: the folder holds no network, or none is given and the cache has none.
         """
-        self._given, self._is_random = weights, random_weights
         if random_weights:
             return None
         folder = weights or self._cached()
@@ -43,21 +36,19 @@ class Checkpoint:
             )
         return folder
 
-    def tokenizer(self, data: Path | None) -> Any:
-        """Return the tokenizer that lies with the weights, None where there is none.
-
-        It is looked for in the cache if ``build`` did not run: a finished file is evaluated without it.
+    def tokenizer(self, data: Path | None, weights: Path | None, random_weights: bool) -> Any:
+        """Return the tokenizer that lies with the weights of ``choose``, None where there is none.
 
         Raises:
             FileNotFoundError: there is none, and ``data`` holds text that wants one.
         """
-        folder = None if self._is_random else self._given or self._cached()
+        folder = None if random_weights else weights or self._cached()
         if folder is not None and any((folder / name).is_file() for name in _TOKENIZERS):
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if data is not None:
-            place = "with random weights" if self._is_random else f"in {folder or 'the Hugging Face cache'}"
+            place = "with random weights" if random_weights else f"in {folder or 'the Hugging Face cache'}"
             raise FileNotFoundError(
                 f"expected the tokenizer of {self.names[0]} to read the text in {data}; "
                 f"there is none {place}: leave the data folder out to use random tokens"

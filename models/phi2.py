@@ -70,7 +70,9 @@ def build(weights: Path | None = None, random_weights: bool = False) -> nn.Modul
     return CausalLanguageModel(pretrained(PhiForCausalLM, folder)).eval()
 
 
-def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
+def inputs(
+    split: str, data: Path | None = None, weights: Path | None = None, random_weights: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Yield the batches of a split, always the same ones in the same order.
 
     Each holds ``input_ids`` and ``attention_mask``, int64 [2, 256], and where they are of text ``piece``,
@@ -80,7 +82,7 @@ def inputs(split: str, data: Path | None = None) -> Iterator[dict[str, Tensor]]:
         ValueError: the split is unknown.
         FileNotFoundError: ``data`` is given, and WikiText-2 is not there or there is no tokenizer for it.
     """
-    tokenizer = _checkpoint.tokenizer(data)
+    tokenizer = _checkpoint.tokenizer(data, weights, random_weights)
     if tokenizer is None:
         ids = random_pieces(split, _PIECES, _TOKENS, _VOCABULARY)
     else:

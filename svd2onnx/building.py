@@ -11,16 +11,19 @@ from torch import nn
 
 from svd2onnx.agreement import mean_error
 from svd2onnx.errors import PlanError
-from svd2onnx.export import export
+from svd2onnx.export import export, weights_file
 from svd2onnx.forms import to_form
 from svd2onnx.integer import to_integer
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
 from svd2onnx.lowrank import Decompose, factorize
+from svd2onnx.memory import release_freed
+from svd2onnx.once import Once, anew
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.realize import realize
 from svd2onnx.recover import recover
+from svd2onnx.report import Retraining
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm
 from svd2onnx.settings import Form
@@ -34,6 +37,7 @@ class Build:
     plan: CompressionPlan
     layers: Mapping[str, CompressedLayer]
     network: nn.Module
+    retraining: Retraining | None = None
 
     @property
     def integer_layers(self) -> dict[str, CompressedLayer]:
@@ -56,6 +60,8 @@ class Builder:
         form: how the file is written, see ``forms``.
         external_data: whether its weights are in another file, of its name and ``.data``.
         decompose: for the article's pairs.
+        once: may know layers from an earlier run.
+        seed: of retraining.
     """
 
     def __init__(
@@ -70,8 +76,10 @@ class Builder:
         form: Form = Form(),  # noqa: B008 (frozen)
         external_data: bool = False,
         decompose: Decompose = factorize,
+        once: Once = anew,
+        seed: int = 0,
     ) -> None:
-        self._decompose = decompose
+        self._decompose, self._once, self._seed = decompose, once, seed
         self._form, self._external_data = form, external_data
         self._prepared, self._statistics, self._judging = prepared, statistics, judging
         self.draft, self._reference, self._provider, self._track = draft, reference, provider, track
@@ -100,10 +108,16 @@ class Builder:
             self._statistics,
             self._track,
             self._decompose,
+            self._prepared.shelf,
+            self._once,
         )
+        release_freed()
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
-        return Build(plan, layers, rewrite(self._prepared.model, self._prepared.sites, layers))
+        return Build(plan, layers, self._rewritten(self._prepared.model, layers))
+
+    def _rewritten(self, model: nn.Module, layers: Mapping[str, CompressedLayer]) -> nn.Module:
+        return rewrite(model, self._prepared.sites, layers, self._prepared.shelf)
 
     def judged_error(self, build: Build) -> float:
         """The mean error on the judging batches, in PyTorch; of the file, where that computes in int8."""
@@ -126,7 +140,7 @@ class Builder:
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
-        batches = list(prepared.model_file.inputs("recovery"))
+        batches = list(prepared.source.inputs("recovery"))
         result = recover(
             prepared.model,
             prepared.sites,
@@ -134,16 +148,18 @@ class Builder:
             batches,
             prepared.objective,
             steps,
+            seed=self._seed,
             track=self._track,
         )
-        return Build(build.plan, result.layers, rewrite(result.model, prepared.sites, result.layers))
+        told = Retraining(result.steps_run, result.before, result.after)
+        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)
 
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file, and of that with its weights."""
         for _ in self._track([build], "Exporting", 1):
             self._plain = self._export(build, self.draft)
             if self._external_data:
-                ir.save(ir.load(self.draft), self.draft, external_data=f"{self.draft.name}.data")
+                ir.save(ir.load(self.draft), self.draft, external_data=weights_file(self.draft).name)
         return graph_bytes(self.draft)
 
     def _export(self, build: Build, path: Path) -> Path:
@@ -158,6 +174,12 @@ class Builder:
         elif not as_exported:
             to_form(plain, path, self._form)
         return plain
+
+    def let_go(self) -> None:
+        """Forget what only further builds would need: statistics, and layers in other forms."""
+        self._statistics = {}
+        self._known.clear()
+        release_freed()
 
     def exact(self) -> Path:
         """What must equal the network to float rounding: the draft, where that rounds nothing.
@@ -177,7 +199,7 @@ class Builder:
     def deployed(self) -> EvaluationResult:
         """What a default session makes of the draft, on the evaluation split."""
         prepared = self._prepared
-        source, batches = prepared.model_file, prepared.evaluation
+        source, batches = prepared.source, prepared.evaluation
         return evaluate(
             self.draft,
             self._reference,

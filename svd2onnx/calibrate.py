@@ -22,6 +22,7 @@ from svd2onnx.loading import Batch, arguments_of
 from svd2onnx.memory import release_freed
 from svd2onnx.probes import probe
 from svd2onnx.schema import LayerSite
+from svd2onnx.spill import Shelf
 
 HELD_OUT = 6
 PROBES = 512
@@ -43,6 +44,7 @@ def calibrate(
     held_out: Iterable[Batch] = (),
     draws: int = 1,
     seed: int = 0,
+    shelf: Shelf | None = None,
 ) -> dict[str, LayerStatistics]:
     """Run ``model`` over ``batches`` and gather the statistics of each usable site, by site name.
 
@@ -50,7 +52,7 @@ def calibrate(
     ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
-    every layer whose inputs are laid out the same way.
+    every layer whose inputs are laid out the same way. What is summed up lies on ``shelf``.
 
     Raises:
         SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
@@ -60,7 +62,8 @@ def calibrate(
         usable = [site for site in usable if site.kind != "embedding" and site.groups == 1]
     if not usable:
         return {}
-    gatherers = {site.name: _gatherer(model, site, keeps_samples=objective is None) for site in usable}
+    keeps_samples, shelf = objective is None, shelf or Shelf()
+    gatherers = {site.name: _gatherer(model, site, keeps_samples, shelf) for site in usable}
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
@@ -110,14 +113,27 @@ def probe_draws(judging: Sequence[Batch]) -> int:
 
 def first_rows(batch: Batch, rows: int) -> Batch:
     """The first rows of every tensor that has as many as the batch."""
+    return _rows(batch, slice(rows))
+
+
+def one_by_one(batches: Sequence[Batch]) -> list[Batch]:
+    """A batch for each row: what a pass keeps for its gradients is as much smaller."""
+    sizes = [next(iter(batch.values())).shape[0] for batch in batches]
+    pairs = zip(batches, sizes, strict=True)
+    return [_rows(batch, slice(i, i + 1)) for batch, size in pairs for i in range(size)]
+
+
+def _rows(batch: Batch, part: slice) -> Batch:
     size = next(iter(batch.values())).shape[0]
-    return {name: t[:rows] if t.shape[:1] == (size,) else t for name, t in batch.items()}
+    return {name: t[part] if t.shape[:1] == (size,) else t for name, t in batch.items()}
 
 
-def _gatherer(model: nn.Module, site: LayerSite, *, keeps_samples: bool) -> Gatherer | ConvolutionGatherer:
+def _gatherer(
+    model: nn.Module, site: LayerSite, keeps_samples: bool, shelf: Shelf
+) -> Gatherer | ConvolutionGatherer:
     if site.kind == "convolution":
-        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples)
-    return Gatherer(site, keeps_samples)
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, shelf)
+    return Gatherer(site, keeps_samples, shelf)
 
 
 def _observe(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from svd2onnx.activations import rounding_errors
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
+from svd2onnx.once import Once, anew
 from svd2onnx.planner import fitting_spec
 from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
@@ -64,6 +65,7 @@ def candidates(
     dropped: Mapping[str, float] | None = None,
     activations: Sequence[str] = ("float",),
     track: Track = silent,
+    once: Once = anew,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
 
@@ -76,15 +78,20 @@ def candidates(
             gives them: no small change, so its prediction is not to be trusted.
         activations: what a layer may compute with.
         track: shows the progress.
+        once: may know prices from an earlier run.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
     def price(site: LayerSite) -> list[Candidate]:
         least = (dropped or {}).get(site.name, 0.0)
-        return _priced(weight_of(model, site), site, statistics.get(site.name), least, activations)
+        return once(
+            "prices",
+            (site.name, least, tuple(activations)),
+            lambda: _priced(weight_of(model, site), site, statistics.get(site.name), least, activations),
+        )
 
     results = track(map_layers(price, usable), "Pricing candidates", len(usable))
-    return {site.name: priced for site, priced in zip(usable, results, strict=True)}
+    return {site.name: options for site, options in zip(usable, results, strict=True)}
 
 
 def forms_of(site: LayerSite) -> list[LayerForm]:
@@ -100,14 +107,10 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
     return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]
 
 
-def _priced(
-    weight: Tensor,
-    site: LayerSite,
-    statistics: LayerStatistics | None,
-    dropped: float,
-    activations: Sequence[str],
-) -> list[Candidate]:
-    forms = forms_of(site)
+def priced(
+    weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, forms: Sequence[LayerForm]
+) -> tuple[list[Candidate], list[CompressedLayer]]:
+    """One site in each of ``forms``, priced as ``candidates`` says, and what is stored then."""
     predict: Predictor = RelativeChange(weight)
     if statistics is not None and statistics.probes:
         predict = ErrorPredictor(statistics)
@@ -115,19 +118,28 @@ def _priced(
         layers = [realize_table(weight, form) for form in forms]
     else:
         layers = list(realize_forms(weight, forms, statistics, _SWEEPS))
-    priced = [
-        Candidate(form, layer.stored_bytes * site.copies, error)
-        for form, layer, error in zip(forms, layers, _errors(predict, weight, layers), strict=True)
-    ]
-    if priced and priced[-1].form == LayerForm():
-        priced[-1] = replace(priced[-1], error=max(priced[-1].error, dropped))
+    errors = _errors(predict, weight, layers)
+    sizes = [layer.stored_bytes * site.copies for layer in layers]
+    return [Candidate(*one) for one in zip(forms, sizes, errors, strict=True)], layers
+
+
+def _priced(
+    weight: Tensor,
+    site: LayerSite,
+    statistics: LayerStatistics | None,
+    dropped: float,
+    activations: Sequence[str],
+) -> list[Candidate]:
+    found, layers = priced(weight, site, statistics, forms_of(site))
+    if found and found[-1].form == LayerForm():
+        found[-1] = replace(found[-1], error=max(found[-1].error, dropped))
     whole = Candidate(None, site.float_bytes, 0.0)
     if site.kind != "linear" or "int8" not in activations:
-        return [whole, *priced]
-    integer = _in_int8(priced, rounding_errors(weight, layers, statistics))
+        return [whole, *found]
+    integer = _in_int8(found, rounding_errors(weight, layers, statistics))
     if "float" not in activations:
-        priced = [c for c in priced if c.form == LayerForm()]
-    return [whole, *priced, *integer]
+        found = [c for c in found if c.form == LayerForm()]
+    return [whole, *found, *integer]
 
 
 def _in_int8(priced: Sequence[Candidate], rounding: Sequence[float]) -> list[Candidate]:

@@ -14,6 +14,8 @@ from svd2onnx.errors import PlanError
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
+from svd2onnx.lowrank import Decompose, factorize
+from svd2onnx.once import Once, anew
 from svd2onnx.planner import article_plan, uniform_plan, with_activations
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
@@ -38,6 +40,8 @@ def choose_goal(
     provider: str,
     clock: Clock | None,
     track: Track,
+    decompose: Decompose = factorize,
+    once: Once = anew,
 ) -> GoalWithin:
     """What ``settings`` ask for, for a float32 file of ``float_bytes``; ``clock`` where they ask for speed.
 
@@ -47,7 +51,7 @@ def choose_goal(
     sites = prepared.sites
     if all(site.skip_reason for site in sites):
         raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
-    given = _given_plan(prepared, settings, statistics, track)
+    given = _given_plan(prepared, settings, statistics, track, decompose)
     if given is not None:
         if settings.activations != "auto":
             given = with_activations(given, sites, settings.activations)
@@ -56,7 +60,7 @@ def choose_goal(
         return lambda _allowed: GivenPlan(given)
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
-    menu = priced_menu(prepared, statistics, judging, activations, track)
+    menu = priced_menu(prepared, statistics, judging, activations, track, once)
     if clock is not None:
         menu = clock.timed(menu)
     if settings.min_fidelity is not None:
@@ -69,7 +73,11 @@ def choose_goal(
 
 
 def _given_plan(
-    prepared: Prepared, settings: Settings, statistics: Mapping[str, LayerStatistics], track: Track
+    prepared: Prepared,
+    settings: Settings,
+    statistics: Mapping[str, LayerStatistics],
+    track: Track,
+    decompose: Decompose,
 ) -> CompressionPlan | None:
     """The plan of a file or of a rule; None where one is to be chosen from candidates."""
     if settings.plan is not None:
@@ -80,7 +88,8 @@ def _given_plan(
         return None
     if not statistics:
         raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
-    return article_plan(prepared.model, prepared.sites, statistics, settings.spec, settings.epsilon, track)
+    spec, epsilon = settings.spec, settings.epsilon
+    return article_plan(prepared.model, prepared.sites, statistics, spec, epsilon, track, decompose)
 
 
 def uniform_plans(sites: Sequence[LayerSite]) -> list[CompressionPlan]:
@@ -94,6 +103,7 @@ def priced_menu(
     judging: Sequence[Batch],
     activations: Sequence[str],
     track: Track,
+    once: Once = anew,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
     model = prepared.model
@@ -102,8 +112,8 @@ def priced_menu(
     few = first_rows(judging[0], -(-_DROP_ERRORS // each))
     droppable = {site.name for site in prepared.sites if site.kind == "linear"}
     means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
-    dropped = drop_errors(model, means, few, prepared.objective, track)
-    return candidates(model, prepared.sites, statistics, dropped, activations, track)
+    dropped = once("dropped", (), lambda: drop_errors(model, means, few, prepared.objective, track))
+    return candidates(model, prepared.sites, statistics, dropped, activations, track, once)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:
@@ -120,7 +130,8 @@ def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:
     try:
         plan = CompressionPlan.from_json(record)
     except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error
+        line = " ".join(str(error).split())  # it quotes the file
+        raise PlanError(f"{path}: {line}") from error
     usable = {site.name: site for site in prepared.sites if site.skip_reason is None}
     for name, form in plan.forms.items():
         if name not in usable:

@@ -22,6 +22,7 @@ from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.schema import CompressionPlan, LayerForm, LayerSite
 from svd2onnx_runtime import open_session, synthetic_inputs, time_runs
+from svd2onnx_runtime.errors import naming
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable, typical
 
 _MOST_IN_LAYERS = 0.95
@@ -120,7 +121,8 @@ def read_table(path: Path | None, provider: str, threads: int | None) -> Latency
     if path is None:
         return LatencyTable(here, {})
     try:
-        table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
+        with naming(path):
+            table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"cannot read the latency table {path}: {' '.join(str(error).split())}") from error
     if table.conditions != here:

@@ -29,7 +29,14 @@ _SCALES = {
 def codes(graph: ir.Graph, name: str, array: np.ndarray, bits: int) -> ir.Value:
     """Store the codes ``array`` under ``name``, in ``bits`` each."""
     dtype, ir_type = _INTEGERS[bits]
-    return nodes.initializer(graph, name, array.astype(dtype), ir_type)
+
+    def converted() -> ir.Tensor[np.ndarray]:
+        return ir.Tensor(np.ascontiguousarray(array).astype(dtype), dtype=ir_type, name=name)
+
+    # Made when it is written, because the codes of all layers take a byte each until then.
+    return nodes.constant(
+        graph, ir.LazyTensor(converted, dtype=ir_type, shape=ir.Shape(array.shape), name=name)
+    )
 
 
 def scales(graph: ir.Graph, name: str, scale: torch.Tensor) -> ir.Value:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 _PARTS = 4
 _COLUMNS = 64
+_STILL = 4
+"""Where a part of the columns in which nothing moves is one of so many, the codes are as good as they get."""
 
 
 def descend(
@@ -48,6 +50,7 @@ def descend(
     own, curvature = outputs.diagonal().unsqueeze(1), inputs.diagonal()
     parts = [torch.arange(part, rows, _PARTS) for part in range(min(_PARTS, rows))]
     sides = [outputs[:, part].contiguous() for part in parts]
+    still = 0
     for _ in range(sweeps):
         for start in range(0, columns, _COLUMNS):
             end = min(start + _COLUMNS, columns)
@@ -64,7 +67,13 @@ def descend(
                     codes[j, part] = torch.round(old - move / step)
                     moved[j - start] += effect
                     slope += curvature[j] * effect
-            gradient += (inputs[start:end].T @ moved.flatten(1)).reshape(gradient.shape)
+            if bool(moved.any()):
+                still = 0
+                gradient += (inputs[start:end].T @ moved.flatten(1)).reshape(gradient.shape)
+                continue
+            still += end - start
+            if still * _STILL >= columns:
+                return codes.permute(2, 1, 0).contiguous()
     return codes.permute(2, 1, 0).contiguous()
 
 

@@ -5,6 +5,7 @@ Svd2OnnxError
 |- PlanError          the goal, the plan or a layer pattern cannot be met
 |- ExportError        PyTorch or ONNX cannot express the network as asked
 |- VerificationError  the exported graph does not compute what the compressed network computes
+|- ReportError        what should be a report is none, or holds what cannot be shown
 '- OutputError        the result cannot be written where it was asked for
 """
 
@@ -14,6 +15,7 @@ __all__ = [
     "ExportError",
     "OutputError",
     "PlanError",
+    "ReportError",
     "SourceError",
     "Svd2OnnxError",
     "VerificationError",
@@ -34,6 +36,10 @@ class ExportError(Svd2OnnxError):
 
 class VerificationError(Svd2OnnxError):
     """The exported graph does not equal the compressed PyTorch network."""
+
+
+class ReportError(Svd2OnnxError):
+    """The report of an earlier run cannot be read or shown."""
 
 
 class OutputError(Svd2OnnxError):

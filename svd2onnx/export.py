@@ -29,8 +29,8 @@ OPSET = 21
 """The first opset whose DequantizeLinear takes blocks and int4."""
 OPSET_INT2 = 25
 """The first opset with int2."""
-LARGEST_FILE = 2**31 - 1
-"""Protobuf's limit in bytes for one file."""
+LARGEST_WEIGHTS = 2**31 - 2**26
+"""Bytes of weights in one file; protobuf's limit is 2 GiB, and the graph needs room too."""
 
 
 def export_float(
@@ -70,7 +70,7 @@ def export(
         layers: its compressed layers by site name.
         example: forward's arguments, in order; dynamic dimensions of at least 2.
         dynamic_shapes: {argument: {dimension: name}}.
-        path: the file to write.
+        path: the file to write; more than 2 GiB of weights go to ``weights_file``.
         metadata: further entries of the file's metadata.
 
     Returns:
@@ -162,12 +162,13 @@ def _drop_origins(model: ir.Model) -> None:
 
 def _save(model: ir.Model, path: Path) -> None:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if size > LARGEST_FILE:
-        raise ExportError(
-            f"the graph's weights take {size / 2**30:.1f} GiB and one ONNX file holds at most 2 GiB; "
-            "compress further or export a part of the network"
-        )
-    ir.save(model, path)
+    external = None if size <= LARGEST_WEIGHTS else weights_file(path).name
+    ir.save(model, path, external_data=external)
+
+
+def weights_file(path: Path) -> Path:
+    """Where the weights of the graph at ``path`` are, if not in it: one file holds at most 2 GiB."""
+    return path.with_name(f"{path.name}.data")
 
 
 def drop_inferable(model: ir.Model) -> None:

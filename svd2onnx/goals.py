@@ -19,6 +19,7 @@ from svd2onnx.candidates import Candidate
 from svd2onnx.deadline import TimedFrontier, TimedOption
 from svd2onnx.errors import PlanError
 from svd2onnx.knapsack import Frontier, Option
+from svd2onnx.report import SizePoint
 from svd2onnx.schema import CompressionPlan
 
 _ROUNDS = 5
@@ -27,6 +28,8 @@ _NEAR = 0.002
 _CLOSE = 0.85
 """A measured error of so much of what is allowed is worth no further round."""
 _ASK_LESS = "allow more time, or more of the rest"
+_CURVE_POINTS = 48
+_CURVE_STATES = 1 << 11
 _NOTHING = 1e-12
 """No plan is aimed at a smaller predicted error."""
 
@@ -57,6 +60,15 @@ class Goal(Protocol):
     def rival(self, plan: CompressionPlan) -> Rival | None:
         """The uniform quantization that the final ``plan`` is measured against."""
 
+    def curve(self, plan: CompressionPlan, file_bytes: int, gauge: float) -> list[SizePoint]:
+        """What other sizes would cost, for the report.
+
+        Args:
+            plan: the final one.
+            file_bytes: those of its file.
+            gauge: what predicted errors are multiplied by.
+        """
+
 
 @dataclass(frozen=True)
 class GivenPlan:
@@ -72,6 +84,9 @@ class GivenPlan:
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
         return None
+
+    def curve(self, plan: CompressionPlan, file_bytes: int, gauge: float) -> list[SizePoint]:
+        return []
 
 
 class _Planned:
@@ -92,7 +107,7 @@ class _Planned:
         self._menu, self._uniform, self._allowed_ms = menu, uniform, allowed_ms
         self._frontier: Frontier | TimedFrontier
         if allowed_ms == math.inf:
-            self._frontier = Frontier([[Option(c.size, c.error) for c in o] for o in menu.values()])
+            self._frontier = Frontier(self._options())
         else:
             self._frontier = TimedFrontier(
                 [[TimedOption(c.size, c.error, c.latency) for c in o] for o in menu.values()], allowed_ms
@@ -100,6 +115,25 @@ class _Planned:
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
         return best_uniform(self._uniform, self._menu, stored_bytes(plan, self._menu), self._allowed_ms)
+
+    def curve(self, plan: CompressionPlan, file_bytes: int, gauge: float) -> list[SizePoint]:
+        """The planner's frontier, without a limit of time, and the uniform plans."""
+        rest = file_bytes - stored_bytes(plan, self._menu)
+        points: list[tuple[int, float, str | None]] = [
+            (*point, None) for point in Frontier(self._options(), _CURVE_STATES).curve(_CURVE_POINTS)
+        ]
+        for uniform in self._uniform:
+            chosen = [_candidate(options, uniform, name) for name, options in self._menu.items()]
+            size, error = sum(c.size for c in chosen), sum(c.error for c in chosen)
+            points.append((size, error, uniform.common_form))
+        return [
+            SizePoint(rest + size, error * gauge, form)
+            for size, error, form in points
+            if math.isfinite(error)
+        ]
+
+    def _options(self) -> list[list[Option]]:
+        return [[Option(c.size, c.error) for c in options] for options in self._menu.values()]
 
 
 class SizeGoal(_Planned):

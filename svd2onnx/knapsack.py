@@ -68,6 +68,16 @@ class Frontier:
         too_lossy = int(np.searchsorted(-self._loss, -allowed, side="left"))
         return self._choice(too_lossy) if too_lossy < self._loss.size else None
 
+    def curve(self, count: int) -> list[tuple[int, float]]:
+        """Bytes and loss of at most ``count`` of the choices, the smallest and the best among them.
+
+        Sizes grow by about equal ratios.
+        """
+        scale = np.log(np.maximum(self._size, 1))
+        wanted = np.linspace(scale[0], scale[-1], count)
+        kept = np.unique(np.searchsorted(scale, wanted).clip(0, scale.size - 1))
+        return list(zip(self._size[kept].tolist(), self._loss[kept].tolist(), strict=True))
+
     def _choice(self, state: int) -> list[int]:
         chosen = []
         for before, option in reversed(self._steps):

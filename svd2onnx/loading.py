@@ -2,8 +2,9 @@
 
     build() -> nn.Module              float32, eval mode, loaded offline; optional arguments: weights, a
                                       folder that holds them, and random_weights, which asks for none
-    inputs(split[, data]) -> batches  split is "calibration", "recovery" or "evaluation"; each batch is a
-                                      dict of tensors by argument name, and of labels under other names
+    inputs(split) -> batches          split is "calibration", "recovery" or "evaluation"; each batch is a
+                                      dict of tensors by argument name, and of labels under other names;
+                                      optional arguments: data, a folder, and those of build
     objective                         "cosine", "kl" or "mse" (default "mse")
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
@@ -17,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -67,11 +68,7 @@ class ModelFile:
             SourceError: ``build`` fails or returns something else than a module, or knows nothing of the
                 weights that are asked for.
         """
-        asked: dict[str, Any] = {}
-        if self.weights is not None:
-            asked["weights"] = self.weights
-        if self.random_weights:
-            asked["random_weights"] = True
+        asked = self._asked_weights()
         known = inspect.signature(self.module.build).parameters
         for name in asked:
             if name not in known:
@@ -95,9 +92,11 @@ class ModelFile:
         """
         if split not in SPLITS:
             raise SourceError(f"a split is one of {SPLITS}, not {split!r}")
-        arguments: dict[str, Any] = {}
+        known = inspect.signature(self.module.inputs).parameters
+        # A tokenizer lies with the weights; most networks' data do not.
+        arguments = {name: value for name, value in self._asked_weights().items() if name in known}
         if self.data is not None:
-            if "data" not in inspect.signature(self.module.inputs).parameters:
+            if "data" not in known:
                 raise SourceError(
                     f"--data was given, but inputs(split) in {self.path} takes no argument 'data'"
                 )
@@ -109,6 +108,10 @@ class ModelFile:
                 yield self._checked(batch, split)
         if count == 0:
             raise SourceError(f"inputs({split!r}) in {self.path} gave no batch; one is needed")
+
+    def _asked_weights(self) -> dict[str, Any]:
+        given = {} if self.weights is None else {"weights": self.weights}
+        return {**given, "random_weights": True} if self.random_weights else given
 
     def _optional(self, name: str) -> Callable[..., Any] | None:
         """The function ``name`` of the file, whose failures are SourceErrors; None where there is none."""
@@ -134,9 +137,14 @@ class ModelFile:
 
 
 def load_model_file(
-    path: Path, data: Path | None = None, weights: Path | None = None, *, random_weights: bool = False
+    path: Path,
+    data: Path | None = None,
+    weights: Path | None = None,
+    *,
+    random_weights: bool = False,
+    needs: Sequence[str] = ("build", "inputs"),
 ) -> ModelFile:
-    """Run the model file at ``path`` and check that it follows the protocol.
+    """Run the model file at ``path`` and check that it follows the protocol, as far as ``needs`` asks for it.
 
     Raises:
         SourceError: no such file, not a Python file, it fails to run, or a part of it is missing.
@@ -153,7 +161,7 @@ def load_model_file(
         if folder is not None and not folder.is_dir():
             raise SourceError(f"{option} must be a folder, and {folder} is none")
     module = _execute(path)
-    for name in ("build", "inputs"):
+    for name in needs:
         if not callable(getattr(module, name, None)):
             raise SourceError(f"{path} defines no function {name}(): a model file needs one")
     model_file = ModelFile(path, module, data, weights, random_weights)

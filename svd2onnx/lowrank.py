@@ -70,16 +70,17 @@ Decompose = Callable[[Tensor], Factorization]
 
 
 class Decompositions:
-    """``factorize`` that remembers what it did: for the many bounds that the article's rule is tried with."""
+    """Remembers what it decomposed: for the many bounds that the article's rule is tried with."""
 
-    def __init__(self) -> None:
+    def __init__(self, decompose: Decompose = factorize) -> None:
+        self._decompose = decompose
         self._known: dict[tuple[int, torch.Size], tuple[Tensor, Factorization]] = {}
 
     def __call__(self, weight: Tensor) -> Factorization:
         """The decomposition of ``weight``, which must not change from one call to the next."""
         key = weight.data_ptr(), weight.shape
         if key not in self._known:
-            self._known[key] = weight, factorize(weight)  # the weight is kept, and so its place
+            self._known[key] = weight, self._decompose(weight)  # the weight is kept, and so its place
         return self._known[key][1]
 
 

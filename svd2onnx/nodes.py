@@ -60,7 +60,16 @@ def scalar(graph: ir.Graph, name: str, value: float) -> ir.Value:
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
     """Store ``array`` under ``name``."""
-    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+    return constant(graph, ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name))
+
+
+def constant(graph: ir.Graph, tensor: ir.Tensor[Any] | ir.LazyTensor) -> ir.Value:
+    """Store ``tensor`` under its name."""
+    value = ir.Value(
+        name=tensor.name,
+        shape=tensor.shape,
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
     graph.register_initializer(value)
     return value

@@ -1,12 +1,15 @@
-"""The options that commands share."""
+"""The options that commands share, and what their values mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from svd2onnx.settings import Settings
 
 Command = Callable[..., None]
 PATH = click.Path(path_type=Path)
@@ -19,6 +22,21 @@ PROVIDER = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
 DIM = click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension.")
+RECOVER = click.option(
+    "--recover",
+    type=click.IntRange(0),
+    default=0,
+    metavar="STEPS",
+    help="Retrain the compressed network briefly, by distillation on the recovery split.",
+)
+WEIGHTS = click.option(
+    "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
+)
+RANDOM_WEIGHTS = click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
+)
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -29,22 +47,45 @@ def source_options(command: Command) -> Command:
             "--only", type=click.Choice(["linear", "convolution", "embedding"]),
             help="Compress layers of this kind alone.",
         ),
+        WEIGHTS,
+        RANDOM_WEIGHTS,
         click.option(
-            "--weights", type=PATH, help="Folder with the trained weights, for model files that ask for one."
+            "--model", type=PATH, metavar="FILE.py",
+            help="For state dicts: the Python file whose build() makes their network.",
         ),
         click.option(
-            "--random-weights", is_flag=True,
-            help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
+            "--trust-pickle", is_flag=True,
+            help="Unpickle a network, which runs whatever code its file holds: only if you trust its maker.",
         ),
         click.option(
-            "--recover", type=click.IntRange(0), default=0, metavar="STEPS",
-            help="Retrain the compressed network briefly, by distillation on the recovery split.",
+            "--calibration", type=PATH, metavar="PATH",
+            help="Samples: .npz or .safetensors arrays, a folder of images, a .txt file, or a model file.",
+        ),
+        click.option(
+            "--input-shape", multiple=True, metavar="[NAME=]1,3,224,224",
+            help="Of an input that neither SOURCE nor --calibration tells; :int64 behind it for integers.",
+        ),
+        click.option(
+            "--objective", type=click.Choice(["cosine", "kl", "mse"]),
+            help="What is kept: direction, distribution or values.  [default: as SOURCE says, or mse]",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Compress only these layers."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in float."),
         click.option(
             "--calibration-samples", type=click.IntRange(0), default=1024, show_default=True,
             help="Inputs to calibrate on; 0 does without data.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True,
+            help="Of whatever is drawn: probes, samples, the order of retraining.",
+        ),
+        click.option(
+            "--resume", is_flag=True,
+            help="Go on from what a stopped run finished, and keep what this one does, in OUTPUT.cache.",
+        ),
+        click.option(
+            "--cache", type=PATH, metavar="DIR",
+            help="Keep calibration, prices and codes here, and take them from here; runs may share it.",
         ),
         DATA,
         PROVIDER,
@@ -119,9 +160,48 @@ def compression_options(command: Command) -> Command:
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
         ),
+        RECOVER,
         THREADS,
     ]  # fmt: skip
     return _with(options, source_options(command))
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: ``lines`` as they are to be typed."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+def settings_of(arguments: dict[str, Any]) -> Settings:
+    """The values of ``compression_options``, as the compressor takes them."""
+    from svd2onnx.settings import Settings
+
+    block_size = arguments.pop("block_size")
+    return Settings(
+        bits=int(arguments.pop("bits")),
+        block_size=int(block_size) if block_size else None,
+        **arguments,
+    )
+
+
+def sizes_of(dims: Iterable[str]) -> dict[str, int]:
+    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
+    sizes = {"sequence": 64}
+    for name, size in pairs(dims, "--dim", "NAME=SIZE").items():
+        if not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{size!r} is no positive size", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def pairs(options: Iterable[str], hint: str, form: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dict, for an option ``hint`` that is to have this ``form``."""
+    found = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not name or not value:
+            raise click.BadParameter(f"{option!r} is not {form}", param_hint=hint)
+        found[name] = value
+    return found
 
 
 def _with(options: Sequence[Any], command: Command) -> Command:

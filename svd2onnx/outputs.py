@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from svd2onnx.drafts import draft_folder
 from svd2onnx.errors import OutputError
 
 
 @contextlib.contextmanager
-def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
+def staged(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tuple[Path, ...]]:
     """Give a draft path for each target; move the drafts into place when the block succeeds.
 
     Drafts of one folder lie in one folder, so that they find each other as they will in their place.
 
-    A folder that cannot be written is found on entry, before any work is done. Where the block
-    raises, nothing is left behind and existing files stay as they were.
+    What cannot be written is found on entry, before any work is done. Where the block raises, nothing is
+    left behind and existing files stay as they were. What a killed run left is removed by the next one.
+
+    Args:
+        targets: the files.
+        optional: those of them that the block may leave unwritten, and that then stay as they were.
 
     Raises:
         OutputError: a target cannot be written, or is named twice.
@@ -27,22 +31,34 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
     if len({target.parent.resolve() / target.name for target in targets}) < len(targets):
         raise OutputError(f"cannot write two outputs to one file: {', '.join(map(str, targets))}")
     folders: dict[Path, Path] = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for target in targets:
             _check(target)
             parent = target.parent.resolve()
             if parent not in folders:
-                folders[parent] = _draft_folder(target)
+                with _refused(target):
+                    folders[parent] = stack.enter_context(draft_folder(parent, target.name))
         drafts = tuple(folders[target.parent.resolve()] / target.name for target in targets)
         yield drafts
-        for draft, target in zip(drafts, targets, strict=True):
-            try:
+        made = [(draft, target) for draft, target in zip(drafts, targets, strict=True) if draft.is_file()]
+        missing = set(targets) - {target for _, target in made} - set(optional)
+        if missing:
+            raise OutputError(f"cannot write {missing.pop()}: it was not made")
+        # Renames come last, together, and in reverse: the first target is the one that others tell of. A kill
+        # between two of them leaves new files beside old ones, each of them whole: a report whose sha256 is
+        # not that of its file, and in the worst case new external data beside the old graph. No system
+        # renames two files at once; a run with --resume does all of them again.
+        for draft, target in reversed(made):
+            with _refused(target):
                 os.replace(draft, target)
-            except OSError as error:
-                raise OutputError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _refused(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _check(target: Path) -> None:
@@ -50,10 +66,6 @@ def _check(target: Path) -> None:
         raise OutputError(f"cannot write {target}: it is a folder; name a file")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist")
-
-
-def _draft_folder(target: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    # Asked of the mode, because the system lets a rename replace what may not be written.
+    if target.exists() and not target.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"cannot write {target}: it is read-only; remove it or name another file")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from svd2onnx.building import Builder
-from svd2onnx.calibrate import calibrate, hold_out, probe_draws, without_probes
+from svd2onnx.cache import Cache, open_cache
+from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
 from svd2onnx.errors import PlanError
-from svd2onnx.export import export_float
+from svd2onnx.export import export_float, weights_file
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of, as_arrays
+from svd2onnx.once import Once, anew
 from svd2onnx.outputs import staged
+from svd2onnx.page import render
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
+from svd2onnx.recall import Recall, recall_for
 from svd2onnx.report import (
     Choice,
     CompressionReport,
@@ -29,6 +35,7 @@ from svd2onnx.report import (
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
+from svd2onnx.sources.source import Source
 from svd2onnx.timing import measure_latency
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
@@ -44,12 +51,14 @@ def compress_export(
     *,
     data: Path | None = None,
     reference: Path | None = None,
+    page: Path | None = None,
     track: Track = silent,
 ) -> CompressionReport:
-    """Compress the network of the model file ``source`` and write it to ``output``.
+    """Compress the network of ``source``, of any kind (see ``svd2onnx.sources``), and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
-    float32 ONNX there. The files appear only after the strict check passed.
+    float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check
+    passed.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
@@ -61,23 +70,39 @@ def compress_export(
     table = read_table(settings.latency_table, provider, settings.threads)
     beside = [Path(f"{output}.report.json"), Path(f"{output}.plan.json")]
     timed = [Path(f"{output}.latency.json")] if settings.target_latency else []
-    weights = [Path(f"{output}.data")] if settings.external_data else []
-    kept = [reference] if reference else []
-    with staged(output, *beside, *timed, *weights, *kept) as drafts:
+    pages = [page] if page else []
+    kept = [weights_file(reference), reference] if reference else []
+    targets = [output, *beside, *timed, weights_file(output), *pages, *kept]
+    optional = [] if settings.external_data else [weights_file(output)]
+    optional += kept[:1]
+    with cache_of(settings, output) as cache, staged(*targets, optional=optional) as drafts:
         draft, report_draft, plan_draft = drafts[:3]
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
         model = prepared.model
         export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
         fit, judging = hold_out(prepared.batches)
-        statistics = gather_statistics(prepared, settings, fit, judging, track)
+        recall = recall_on(cache, prepared, float_draft, settings, fit, judging)
+        statistics = gather_statistics(prepared, settings, fit, judging, track, recall)
         clock = None
         if settings.target_latency:
             choices = settings.choice_of_activations(provider)
             clock = start_clock(prepared, float_draft, settings.sizes, choices, table, track)
             drafts[3].write_text(clock.times.table.to_json())
-        float_bytes = float_draft.stat().st_size
-        goal = choose_goal(prepared, settings, statistics, judging, float_bytes, provider, clock, track)
+        float_bytes = graph_bytes(float_draft)
+        decompose = recall.decompose()
+        goal = choose_goal(
+            prepared,
+            settings,
+            statistics,
+            judging,
+            float_bytes,
+            provider,
+            clock,
+            track,
+            decompose,
+            recall,
+        )
         statistics = without_probes(statistics)
         builder = Builder(
             prepared,
@@ -89,16 +114,23 @@ def compress_export(
             track,
             settings.form,
             settings.external_data,
+            decompose,
+            recall,
+            settings.seed,
         )
-        build, choice, speed = settle(goal, builder, clock, settings.target_latency)
+        build, choice, speed, reached = settle(goal, builder, clock, settings.target_latency)
         if settings.recover:
             build = builder.recovered(build, settings.recover)
             builder.write(build)
+        del goal, statistics
+        builder.let_go()
 
         evaluation = prepared.evaluation
         batches = track(evaluation, "Verifying", len(evaluation))
         strict = check_strict(builder.exact(), build.network, model, batches, prepared.objective)
         inputs = as_arrays(arguments_of(model, evaluation[0]))
+        is_fixed = not any(0 in axes for axes in prepared.dynamic_shapes.values())
+        bench_batches = (len(next(iter(inputs.values()))),) if is_fixed else BENCH_BATCHES
         report = CompressionReport(
             source=str(source),
             output=str(output),
@@ -116,35 +148,87 @@ def compress_export(
             certificate=certify(draft, provider, inputs=inputs),
             latency=tuple(
                 measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
-                for batch in track(BENCH_BATCHES, "Benchmarking", len(BENCH_BATCHES))
+                for batch in track(bench_batches, "Benchmarking", len(bench_batches))
             ),
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
-            warnings=tuple(_warnings(settings, provider)),
+            warnings=tuple(_warnings(settings, provider, prepared.source, cache)),
             versions=tool_versions(),
+            retraining=build.retraining,
+            curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
         )
         report_draft.write_text(report.to_json())
+        if page:
+            drafts[-1 - len(kept)].write_text(render(report), encoding="utf-8")
         plan_draft.write_text(json.dumps(build.plan.to_json(), indent=2) + "\n")
     return report
 
 
+def cache_of(settings: Settings, output: Path) -> AbstractContextManager[Cache]:
+    """Where parts of this run are kept: for good if that was asked for, else until it is done."""
+    kept = settings.resume or settings.cache is not None
+    return open_cache(settings.cache or Path(f"{output}.cache"), fresh=not kept, kept=kept)
+
+
+def recall_on(
+    cache: Cache,
+    prepared: Prepared,
+    reference: Path,
+    settings: Settings,
+    fit: Sequence[Batch],
+    judging: Sequence[Batch],
+) -> Recall:
+    """For all that depends on the network, whose float32 file is ``reference``, and on these batches."""
+    sites = list(prepared.sites)
+    mode = _objective(prepared, settings) if settings.calibration_samples else "no data"
+    asked = settings.resume or settings.cache is not None
+    # Written for an interruption that may not come, the statistics of a large network cost too much.
+    remembers = cache if asked or not prepared.shelf.overflows else None
+    return recall_for(
+        remembers, prepared.model, reference, sites, settings.seed, mode, list(fit), list(judging)
+    )
+
+
 def gather_statistics(
-    prepared: Prepared, settings: Settings, fit: Sequence[Batch], judging: Sequence[Batch], track: Track
+    prepared: Prepared,
+    settings: Settings,
+    fit: Sequence[Batch],
+    judging: Sequence[Batch],
+    track: Track,
+    once: Once = anew,
 ) -> dict[str, LayerStatistics]:
     """Of every usable layer; none at all where no calibration is asked for."""
-    if settings.calibration_samples == 0:
+    if settings.calibration_samples == 0 or not prepared.source.calibrated:
         return {}
-    objective = None if settings.method == "svd" else prepared.objective
     priced = settings.method == "auto" and settings.plan is None
-    return calibrate(
-        prepared.model,
-        prepared.sites,
-        track(fit, "Calibrating", len(fit)),
-        objective,
-        track(judging, "Probing", len(judging)) if priced else (),
-        probe_draws(judging),
-    )
+    if prepared.shelf.overflows:
+        fit, judging = one_by_one(fit), one_by_one(judging)
+
+    @functools.cache
+    def gathered() -> dict[str, LayerStatistics]:
+        return calibrate(
+            prepared.model,
+            prepared.sites,
+            track(fit, "Calibrating", len(fit)),
+            _objective(prepared, settings),
+            track(judging, "Probing", len(judging)) if priced else (),
+            probe_draws(judging),
+            settings.seed,
+            prepared.shelf,
+        )
+
+    # Apart, because a given plan needs no probes, and may be of a run that had some.
+    moments = once("moments", (), lambda: without_probes(gathered()))
+    if not priced:
+        return moments
+    probes = once("probes", (), lambda: {name: own.probes for name, own in gathered().items()})
+    return {name: replace(own, probes=probes[name]) for name, own in moments.items()}
+
+
+def _objective(prepared: Prepared, settings: Settings) -> str | None:
+    """What gradients are of; the article's method does without them."""
+    return None if settings.method == "svd" else prepared.objective
 
 
 def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | None:
@@ -153,17 +237,20 @@ def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | Non
     return total if total is None or choice is None else total * choice.gauge
 
 
-def _warnings(settings: Settings, provider: str) -> Iterator[str]:
+def _warnings(settings: Settings, provider: str, source: Source, cache: Cache) -> Iterator[str]:
     if settings.dtype == "float16" and provider == "cpu":
         yield (
             "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "
             "for CUDA, the latency does not"
         )
-    if settings.calibration_samples == 0:
+    yield from source.warnings
+    if settings.calibration_samples == 0 or not source.calibrated:
         yield (
             "no calibration data: inputs were taken as equal and independent, so rounding and plan are "
             "blind to what the network does, and predicted errors are relative errors of weights"
         )
+    if cache.problem:
+        yield cache.problem
 
 
 def layer_reports(
@@ -174,13 +261,15 @@ def layer_reports(
     """One entry for each site: those that cannot be compressed last."""
     for site in sorted(sites, key=lambda site: site.skip_reason is not None):
         layer = layers.get(site.name)
+        form = plan.forms[site.name] if layer else None
         yield LayerReport(
             name=site.name,
             kind=site.kind,
             shape=site.shape,
-            form=str(plan.forms[site.name]) if layer else "float",
+            form=str(form) if form else "float",
             float_bytes=site.float_bytes,
             stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
             note=site.skip_reason or plan.notes.get(site.name),
             predicted_error=plan.errors.get(site.name),
+            rank=form.rank if form and (form.factors or not form.dense) else None,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from svd2onnx.errors import OutputError
+from svd2onnx.inspection import LayerInspection
 from svd2onnx.sweep_points import Point, Sweep
 from svd2onnx_runtime import BenchResult
 
@@ -79,6 +81,39 @@ def draw_sweep(sweep: Sweep, path: Path, metric: str | None = None) -> None:
     axes.set_title(Path(sweep.source).stem)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    figure.savefig(path, format="png", dpi=150)
+    plot.close(figure)
+
+
+def draw_spectra(layers: Sequence[LayerInspection], path: Path) -> None:
+    """Write a PNG with the singular values of every layer: of weights, and of weights times their inputs.
+
+    Raises:
+        OutputError: no layer has a spectrum.
+    """
+    own = [layer.spectrum for layer in layers if layer.spectrum]
+    used = [layer.used_spectrum for layer in layers if layer.used_spectrum]
+    if not own:
+        raise OutputError(f"there is no spectrum to plot: none of the {len(layers)} layers has one")
+    plot = pyplot()
+    panels = {"weights": own, "weights times their inputs": used} if used else {"weights": own}
+    figure, row = plot.subplots(
+        1, len(panels), figsize=(6 * len(panels), 4.5), sharey=True, squeeze=False, constrained_layout=True
+    )
+    colors = plot.colormaps["viridis"]
+    for axes, (title, spectra) in zip(row[0], panels.items(), strict=True):
+        for i, spectrum in enumerate(spectra):
+            values = [value / (spectrum.values[0] or 1.0) for value in spectrum.values]
+            places = [(place + 1) / len(values) for place in range(len(values))]
+            axes.plot(places, values, color=colors(i / max(len(spectra) - 1, 1)), linewidth=1)
+        axes.set_title(title)
+        axes.set_yscale("log")
+        axes.set_ylim(1e-4, 1.2)
+        axes.set_xlabel("rank, of the full one")
+        axes.grid(alpha=0.3)
+    row[0][0].set_ylabel("singular value, of the largest")
+    scale = plot.cm.ScalarMappable(plot.Normalize(1, max(len(own), 2)), colors)
+    figure.colorbar(scale, ax=row[0].tolist(), label="layer", ticks=plot.MaxNLocator(integer=True))
     figure.savefig(path, format="png", dpi=150)
     plot.close(figure)
 

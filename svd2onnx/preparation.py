@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
+from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
-from svd2onnx.loading import Batch, DynamicShapes, ModelFile, arguments_of, load_model_file
+from svd2onnx.loading import Batch, DynamicShapes, arguments_of
 from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
 from svd2onnx.settings import Settings
+from svd2onnx.sources.load import load_source
+from svd2onnx.sources.source import Source
+from svd2onnx.spill import MadeOn, Shelf
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A loaded network with its layers found, and the calibration batches (one at least)."""
+    """A loaded network with its layers found, and the calibration batches (one at least).
 
-    model_file: ModelFile
+    What belongs to the network and is large lies on ``shelf``: its weights do.
+    """
+
+    source: Source
     model: nn.Module
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
+    shelf: Shelf = field(default_factory=Shelf)
 
     @property
     def objective(self) -> str:
-        return self.model_file.objective
+        return self.source.objective
 
     @cached_property
     def evaluation(self) -> list[Batch]:
-        return list(self.model_file.inputs("evaluation"))
+        return list(self.source.inputs("evaluation"))
 
     @property
     def dynamic_shapes(self) -> DynamicShapes:
-        """Those that the model file names, or those in which its batches differ."""
-        return self.model_file.dynamic_shapes or infer_dynamic_shapes(
+        """Those that the source names, or those in which its batches differ."""
+        return self.source.dynamic_shapes or infer_dynamic_shapes(
             [arguments_of(self.model, batch) for batch in self.batches]
         )
 
@@ -49,21 +58,29 @@ class Prepared:
 
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
-    """Load the model file, take its calibration batches, and find the layers of its network.
+    """Load the source, take its calibration batches, and find the layers of its network.
 
     Raises:
-        SourceError: see ``load_model_file`` and ``discover``.
+        SourceError: see ``load_source`` and ``discover``.
         PlanError: a pattern matches no layer.
     """
-    model_file = load_model_file(source, data, settings.weights, random_weights=settings.random_weights)
-    model = make_plain(model_file.build())
-    inputs = _limited(model_file.inputs("calibration"), settings.calibration_samples)
+    torch.manual_seed(settings.seed)  # model files may draw weights or inputs
+    loaded = load_source(source, settings, data)
+    shelf = Shelf()
+    with MadeOn(shelf):
+        model = loaded.build()
+    model = make_plain(model)
+    shelf.keep_module(model)
+    inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
-    fold_batchnorm(model, arguments_of(model, batches[0]))
-    sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    try:
+        fold_batchnorm(model, arguments_of(model, batches[0]))
+        sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    except (SourceError, ExportError) as error:
+        raise type(error)(f"{source}: {error}") from error
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    return Prepared(model_file, model, chosen, batches)
+    return Prepared(loaded, model, chosen, batches, shelf)
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

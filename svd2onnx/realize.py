@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Decompose, Factorization, Weighting, factorize
+from svd2onnx.once import Once, anew
 from svd2onnx.progress import Track, silent
 from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
+from svd2onnx.spill import Shelf
 from svd2onnx.workers import map_layers
 
-_BATCHED = 1 << 24
+_BATCHED = 1 << 26
 """Elements of all settings of a weight that are rounded in one pass."""
+_ROWS = 4096
 
 
 def realize(
@@ -28,19 +32,30 @@ def realize(
     statistics: Mapping[str, LayerStatistics],
     track: Track = silent,
     decompose: Decompose = factorize,
+    shelf: Shelf | None = None,
+    once: Once = anew,
 ) -> dict[str, CompressedLayer]:
-    """The stored tensors of every layer in ``plan``, by site name."""
+    """The stored tensors of every layer in ``plan``, by site name; ``once`` may know them.
+
+    Their codes lie on ``shelf``.
+    """
+    shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
 
     def work(site: LayerSite) -> CompressedLayer:
-        weight, form, own = weight_of(model, site), plan.forms[site.name], statistics.get(site.name)
-        if site.kind == "embedding":
-            return realize_table(weight, form)
-        if plan.method == "svd" and form.factors:
-            layer = realize_article(weight, form, own, decompose)
-        else:
-            layer = next(realize_forms(weight, [form], own))
-        return replace(layer, kind=site.kind)
+        form, is_article = plan.forms[site.name], plan.method == "svd"
+
+        def made() -> CompressedLayer:
+            weight, own = weight_of(model, site), statistics.get(site.name)
+            if site.kind == "embedding":
+                return realize_table(weight, form)
+            if is_article and form.factors:
+                layer = realize_article(weight, form, own, decompose)
+            else:
+                layer = next(realize_forms(weight, [form], own))
+            return replace(layer, kind=site.kind)
+
+        return _kept(once("codes", (site.name, form, is_article), made), shelf)
 
     results = track(map_layers(work, chosen), "Quantizing", len(chosen))
     return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
@@ -94,6 +109,13 @@ def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
     return CompressedLayer(_shape(table), quantize(table, form.dense), kind="embedding")
 
 
+def _kept(layer: CompressedLayer, shelf: Shelf) -> CompressedLayer:
+    def kept(tensor: QuantizedTensor | None) -> QuantizedTensor | None:
+        return None if tensor is None else replace(tensor, codes=shelf.keep(tensor.codes))
+
+    return replace(layer, dense=kept(layer.dense), left=kept(layer.left), right=kept(layer.right))
+
+
 def _rounded(
     weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int
 ) -> Iterator[QuantizedTensor]:
@@ -108,7 +130,8 @@ def _with_shift(
     """``layer`` with the correction D E[x] of its bias."""
     if statistics is None or statistics.mean is None:
         return layer
-    shift = (weight.double() - layer.weight().double()) @ statistics.mean
+    parts = zip(torch.split(weight, _ROWS), torch.split(layer.weight(), _ROWS), strict=True)
+    shift = torch.cat([(own.double() - stored.double()) @ statistics.mean for own, stored in parts])
     return replace(layer, bias_shift=shift.float())
 
 

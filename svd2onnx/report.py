@@ -10,12 +10,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from svd2onnx.errors import ReportError
 from svd2onnx_runtime import Certificate, EvaluationResult
+
+FORMAT = "svd2onnx-report/1"
+_LARGEST = 1 << 26
+"""Bytes of a file that is read as a report; one of a thousand layers has half a million."""
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its form, its bytes in float32 and as stored (all copies), and what needs saying."""
+    """One layer: its form, its bytes in float32 and as stored (all copies), and what needs saying.
+
+    ``rank`` is that of its low-rank pair, 0 where nothing but the bias is left, None where there is no pair.
+    """
 
     name: str
     kind: str
@@ -25,6 +35,7 @@ class LayerReport:
     stored_bytes: int
     note: str | None = None
     predicted_error: float | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,40 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
+class Retraining:
+    """Mean errors on recovery batches that were held out, before and after ``steps`` of retraining.
+
+    They are equal where no state on the way was better: then the file is as it was before.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+    @property
+    def gained(self) -> bool:
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """About how large the file of another plan is, and its error, predicted as that of the report is.
+
+    ``form`` is that of a uniform quantization, None for a plan of the planner's.
+    """
+
+    file_bytes: int
+    predicted_error: float
+    form: str | None = None
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """The whole run. ``strict_*`` is the graph as written; ``deployed`` is a default session.
 
     ``predicted_error`` is what the plan was chosen by; compare it with ``strict_error``. Both are before
-    retraining, if there was any, for the prediction.
+    retraining, if there was any, for the prediction. ``curve`` is what the planner expected of other sizes,
+    regardless of time; it is empty where nothing was planned.
     """
 
     source: str
@@ -95,6 +135,8 @@ class CompressionReport:
     seconds: float
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    curve: tuple[SizePoint, ...] = ()
+    retraining: Retraining | None = None
 
     @property
     def kept(self) -> float:
@@ -103,7 +145,30 @@ class CompressionReport:
 
     def to_json(self) -> str:
         record = asdict(self) | {"kept": self.kept, "removed": 1 - self.kept}
-        return json.dumps({"format": "svd2onnx-report/1", **record}, indent=2, default=str) + "\n"
+        return json.dumps({"format": FORMAT, **record}, indent=2, default=str) + "\n"
+
+
+def read_report(path: Path) -> CompressionReport:
+    """The report in the JSON file at ``path``, which ``to_json`` made.
+
+    Raises:
+        ReportError: there is no such file, or it is no report.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        record = json.loads(content)
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        if found != FORMAT:
+            raise ValueError(f'expected a JSON object with "format": "{FORMAT}", found {found!r}')
+        return msgspec.convert(record, CompressionReport)
+    except OSError as error:
+        raise ReportError(f"cannot read the report {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        line = " ".join(str(error).split())
+        raise ReportError(f"{path} is no report of compress-export: {line}") from error
 
 
 def tool_versions() -> dict[str, str]:

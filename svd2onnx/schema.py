@@ -27,6 +27,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
 ACTIVATIONS = ("float", "int8")
 """What a layer's MatMuls compute with, see ``integer``."""
+METHODS = ("auto", "quantize", "svd")
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 
@@ -98,11 +99,11 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
-            raise PlanError(f"bits must be one of {BITS}, not {self.bits}")
+            raise PlanError(f"bits must be one of {BITS}, not {self.bits!r}")
         if self.block_size not in BLOCK_SIZES:
             raise PlanError(
                 f"block size must be one of {BLOCK_SIZES} (others do not fuse in onnxruntime), "
-                f"not {self.block_size}"
+                f"not {self.block_size!r}"
             )
 
     @property
@@ -314,6 +315,12 @@ class CompressionPlan:
     def predicted_error(self) -> float | None:
         return sum(self.errors.values()) if self.errors else None
 
+    @property
+    def common_form(self) -> str:
+        """The form of most layers."""
+        forms = [str(form) for form in self.forms.values()]
+        return max(sorted(set(forms)), key=forms.count)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,
@@ -343,4 +350,7 @@ class CompressionPlan:
                 forms[str(name)] = LayerForm.from_json(form)
             except (PlanError, TypeError, ValueError) as error:
                 raise PlanError(f"the plan's form of layer {name!r} is wrong: {error}") from error
-        return cls(str(record.get("method", "auto")), forms)
+        method = record.get("method", "auto")
+        if method not in METHODS:
+            raise PlanError(f"the method of a plan must be one of {METHODS}, not {method!r}")
+        return cls(method, forms)

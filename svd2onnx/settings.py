@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svd2onnx.errors import PlanError
-from svd2onnx.schema import QuantSpec
+from svd2onnx.schema import METHODS, QuantSpec
 
-METHODS = ("auto", "quantize", "svd")
 ACTIVATIONS = ("auto", "float", "int8")
 OPERATORS = ("dequantize", "folded", "matmulnbits")
 DTYPES = ("float32", "float16")
@@ -63,8 +62,16 @@ class Settings:
     calibration_samples: int = 1024
     weights: Path | None = None
     random_weights: bool = False
+    model: Path | None = None
+    calibration: Path | None = None
+    input_shape: tuple[str, ...] = ()
+    objective: str | None = None
+    trust_pickle: bool = False
     provider: str = "auto"
     threads: int | None = None
+    seed: int = 0
+    cache: Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

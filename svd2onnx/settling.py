@@ -21,12 +21,12 @@ _NEAR = 0.93
 
 def settle(
     goal: GoalWithin, builder: Builder, clock: Clock | None, target: str | None
-) -> tuple[Build, Choice | None, Speed | None]:
+) -> tuple[Build, Choice | None, Speed | None, Goal]:
     """Build the goal's plan, or a better uniform one; where there is a clock, within ``target`` of its time.
 
     The file is timed, and where it takes another time than predicted the clock is set by it and the plan made
     anew, for less time or for more. Of the files that are fast enough, that of the least predicted error is
-    shipped.
+    shipped. The goal that it reached comes last.
 
     Raises:
         PlanError: no plan was measured to be fast enough.
@@ -34,7 +34,7 @@ def settle(
     if clock is None or target is None:
         within = goal(math.inf)
         build = reach(within, builder)
-        return *better_of(build, within.rival(build.plan), builder), None
+        return *better_of(build, within.rival(build.plan), builder), None, within
     asked = target_ratio(target, clock.float_ms)
     fast: list[tuple[float, Build, Speed, Goal]] = []
     tried: list[CompressionPlan] = []
@@ -62,7 +62,7 @@ def settle(
         )
     _, build, speed, within = min(fast, key=lambda entry: entry[0])
     builder.write(build)
-    return *better_of(build, within.rival(build.plan), builder), speed
+    return *better_of(build, within.rival(build.plan), builder), speed, within
 
 
 def reach(goal: Goal, builder: Builder) -> Build:
@@ -85,7 +85,7 @@ def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Buil
     choice = Choice(
         planned_error=builder.judged_error(build),
         uniform_error=builder.judged_error(other),
-        uniform_form=_common_form(rival.plan),
+        uniform_form=rival.plan.common_form,
         uniform_fits=rival.fits,
         gauge=gauge,
     )
@@ -93,9 +93,3 @@ def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Buil
         builder.write(other)
         return other, choice
     return build, choice
-
-
-def _common_form(plan: CompressionPlan) -> str:
-    """The form of most layers of a uniform plan."""
-    forms = [str(form) for form in plan.forms.values()]
-    return max(set(forms), key=forms.count)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,20 +17,24 @@ from functools import cached_property
 from pathlib import Path
 
 from svd2onnx.building import Build, Builder
+from svd2onnx.cache import Cache, open_cache
 from svd2onnx.calibrate import calibrate, hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
+from svd2onnx.drafts import draft_folder
 from svd2onnx.errors import OutputError, PlanError
 from svd2onnx.export import export_float
 from svd2onnx.goals import SizeGoal
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
 from svd2onnx.lowrank import Decompositions
+from svd2onnx.once import Once, anew
 from svd2onnx.outputs import staged
-from svd2onnx.pipeline import gather_statistics
+from svd2onnx.pipeline import gather_statistics, recall_on
 from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
+from svd2onnx.recall import Recall
 from svd2onnx.schema import QuantSpec
 from svd2onnx.settings import DEFAULT_BLOCKS, Settings
 from svd2onnx.settling import better_of, reach
@@ -69,8 +72,10 @@ def sweep(
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
     prepared = prepare(source, settings, data, track)
     results = Sweep.read(folder / RESULTS, str(source), prepared.objective)
-    with tempfile.TemporaryDirectory(prefix=".sweep-", dir=folder) as drafts:
-        study = _Study(prepared, settings, Path(drafts), track)
+    kept = settings.resume or settings.cache is not None
+    where = settings.cache or folder / "cache"
+    with open_cache(where, fresh=False, kept=kept) as cache, draft_folder(folder, "sweep") as drafts:
+        study = _Study(prepared, settings, drafts, track, cache)
         missing = [setting for setting in wanted if not results.has(setting)]
         for setting in track(missing, "Sweeping", len(missing)):
             results = results.with_point(study.point(setting))
@@ -88,6 +93,7 @@ class _Study:
     settings: Settings
     folder: Path
     track: Track
+    cache: Cache
 
     def point(self, setting: Setting) -> Point:
         """Build, export and measure one point."""
@@ -115,7 +121,7 @@ class _Study:
     def _built(self, setting: Setting) -> tuple[Builder, Build | None, Path]:
         """The builder whose draft is the point's file."""
         if setting.series == "float":
-            builder = self.builder_on({}, self.reference)
+            builder = self.builder_on({}, draft=self.reference)
             return builder, None, self.reference
         if setting.series == "svd":
             statistics = self._drawn(setting.sample)
@@ -124,7 +130,7 @@ class _Study:
             plan = article_plan(
                 model, sites, statistics, spec, setting.value, self.track, self.decompositions
             )
-            builder = self.builder_on(statistics)
+            builder = self.builder_on(statistics, self._recall_drawn(setting.sample))
             build = builder.build(plan)
         elif setting.series == "quantize":
             builder = self.builder
@@ -148,7 +154,7 @@ class _Study:
 
     @cached_property
     def decompositions(self) -> Decompositions:
-        return Decompositions()
+        return Decompositions(self._recall.decompose())
 
     @cached_property
     def reference(self) -> Path:
@@ -158,20 +164,23 @@ class _Study:
 
     @cached_property
     def float_bytes(self) -> int:
-        return self.reference.stat().st_size
+        return graph_bytes(self.reference)
 
     @cached_property
     def menu(self) -> Mapping[str, Sequence[Candidate]]:
-        menu = priced_menu(self.prepared, self._statistics, self._split[1], ("float",), self.track)
+        judging = self._split[1]
+        menu = priced_menu(self.prepared, self._statistics, judging, ("float",), self.track, self._recall)
         self._statistics = without_probes(self._statistics)
         return menu
 
     @cached_property
     def builder(self) -> Builder:
         self.menu  # noqa: B018 - made first, because it lets go of the probes
-        return self.builder_on(self._statistics)
+        return self.builder_on(self._statistics, self._recall)
 
-    def builder_on(self, statistics: Mapping[str, LayerStatistics], draft: Path | None = None) -> Builder:
+    def builder_on(
+        self, statistics: Mapping[str, LayerStatistics], once: Once = anew, draft: Path | None = None
+    ) -> Builder:
         """One whose layers are fitted to ``statistics``."""
         provider = resolve_provider(self.settings.provider)
         draft = draft or self.folder / "point.onnx"
@@ -184,11 +193,17 @@ class _Study:
             provider,
             self.track,
             decompose=self.decompositions,
+            once=once,
+            seed=self.settings.seed,
         )
 
     @cached_property
     def _statistics(self) -> dict[str, LayerStatistics]:
-        return gather_statistics(self.prepared, self.settings, *self._split, self.track)
+        return gather_statistics(self.prepared, self.settings, *self._split, self.track, self._recall)
+
+    @cached_property
+    def _recall(self) -> Recall:
+        return recall_on(self.cache, self.prepared, self.reference, self.settings, *self._split)
 
     @cached_property
     def _split(self) -> tuple[list[Batch], list[Batch]]:
@@ -199,9 +214,20 @@ class _Study:
         """Without gradients, of half of the calibration batches, drawn by ``sample``."""
         if sample not in self._draws:
             batches = list(self.prepared.batches)
-            some = random.Random(sample).sample(batches, -(-len(batches) // 2))
-            self._draws = {sample: calibrate(self.prepared.model, self.prepared.sites, some)}
+            some = random.Random(self._seed(sample)).sample(batches, -(-len(batches) // 2))
+            once = self._recall_drawn(sample)
+            model, sites = self.prepared.model, self.prepared.sites
+            self._draws = {
+                sample: once("moments", (), lambda: calibrate(model, sites, some, shelf=self.prepared.shelf))
+            }
         return self._draws[sample]
+
+    def _recall_drawn(self, sample: int) -> Recall:
+        return self._recall.of("drawn", sample)
+
+    def _seed(self, sample: int) -> int:
+        """Another one for each sample of each seed."""
+        return self.settings.seed * 1000 + sample
 
     @cached_property
     def _draws(self) -> dict[int, dict[str, LayerStatistics]]:

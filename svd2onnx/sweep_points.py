@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from svd2onnx.errors import PlanError
 
@@ -84,11 +85,8 @@ class Sweep:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
                 raise ValueError(record["format"])
-            points = tuple(
-                Point(**{**entry, "setting": Setting(**entry["setting"])}) for entry in record["points"]
-            )
-            found = cls(record["source"], record["objective"], points)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            found = cls(record["source"], record["objective"], tuple(map(_point, record["points"])))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             line = " ".join(str(error).split())
             raise PlanError(f'{path} is no sweep (JSON with "format": "{FORMAT}"): {line}') from error
         if (found.source, found.objective) != (source, objective):
@@ -113,6 +111,40 @@ class Sweep:
         return text.getvalue()
 
 
+_LARGEST = 1e18
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": str,
+    "dict[str, float]": dict,
+    "dict[str, int]": dict,
+}
+
+
+def _point(entry: Mapping[str, Any]) -> Point:
+    """The point of a record; ValueError, KeyError or TypeError where ``to_json`` cannot have written it."""
+    point = Point(**{**entry, "setting": Setting(**entry["setting"])})
+    for own in (point.setting, point):
+        for place in fields(own):
+            value = getattr(own, place.name)
+            if place.name == "setting":
+                continue
+            if not isinstance(value, _TYPES[str(place.type)]):
+                raise TypeError(f"{place.name} cannot be {value!r}")
+            for number in value.values() if isinstance(value, dict) else [value]:
+                _check_number(place.name, number)
+    return point
+
+
+def _check_number(name: str, value: object) -> None:
+    """Metrics are the user's, and may be no number; all else is finite."""
+    if isinstance(value, str | None):
+        return
+    if not isinstance(value, int | float) or (name != "metric" and not abs(value) <= _LARGEST):
+        raise TypeError(f"{name} cannot be {value!r}")
+
+
 def wanted(
     bits: Sequence[int],
     epsilons: Iterable[float],
@@ -121,7 +153,7 @@ def wanted(
     samples: int = 1,
     retrained: bool = False,
 ) -> list[Setting]:
-    """The settings of a sweep, quick ones first.
+    """The settings of a sweep, quick ones first: those of the article's rule need no candidates priced.
 
     Args:
         bits: of plain quantization and of the article's factors.
@@ -130,13 +162,14 @@ def wanted(
         samples: draws of calibration data for each of the article's points.
         retrained: whether planned points are retrained too.
     """
-    settings = [Setting("float"), *(Setting("quantize", own) for own in bits)]
+    settings = [Setting("float")]
     settings += [
         Setting("svd", own, value, sample)
         for sample in range(samples)
         for own in bits
         for value in sorted(set(epsilons))
     ]
+    settings += [Setting("quantize", own) for own in bits]
     for series in ("planned", "retrained") if retrained else ("planned",):
         settings += [Setting(series, value=value) for value in sorted(set(sizes), reverse=True)]
     return settings

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from svd2onnx.inspection import LayerInspection
-from svd2onnx.report import Choice, CompressionReport
+from svd2onnx.inspection import ENERGIES, LayerInspection, Spectrum, total_bytes
+from svd2onnx.report import Choice, CompressionReport, Retraining
 from svd2onnx.sweep_points import Sweep
 from svd2onnx_runtime import BenchResult, EvaluationResult
 
@@ -35,6 +35,8 @@ def compression_table(report: CompressionReport) -> Table:
         )
     if report.choice is not None:
         table.add_row("against uniform", _against(report.choice))
+    if report.retraining is not None:
+        table.add_row("retraining", retraining_line(report.retraining))
     deployed = report.deployed
     error = f" +- {deployed.standard_error:.5f}" if deployed.standard_error is not None else ""
     table.add_row(
@@ -62,6 +64,19 @@ def compression_table(report: CompressionReport) -> Table:
     for name, reason in certificate.misplaced[:5]:
         table.add_row("misplaced", f"{name}: {reason}")
     return table
+
+
+def retraining_line(retraining: Retraining) -> str:
+    """What it gained on held-out batches, or that it gained nothing."""
+    if retraining.gained:
+        return (
+            f"{retraining.steps} steps took the held-out error from {retraining.before:.5f} "
+            f"to {retraining.after:.5f}"
+        )
+    return (
+        f"{retraining.steps} steps gained nothing on held-out batches ({retraining.before:.5f}): "
+        "the file is as it was before; more or other recovery data may help"
+    )
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -99,23 +114,42 @@ def _against(choice: Choice) -> str:
 
 
 def inspection_table(rows: Sequence[LayerInspection]) -> Table:
-    """One line for each layer."""
-    table = Table("layer", "kind", "shape", "float32", "as asked", "rank of 90% / 99%", "why float")
+    """One line for each layer: effective ranks, and what is kept and lost in other forms."""
+    names = ("8 bits", "4 bits", "pair")
+    percents = "/".join(f"{share:.0%}" for share in ENERGIES)
+    table = Table(
+        *("layer", "kind", "shape", "float32", f"rank, {percents}", "x inputs", *names, "why float"),
+        caption="rank: of so much of the energy of the weight, and of the weight times its inputs; "
+        "forms: share of float32's bytes that is kept, and predicted error of the network",
+    )
     for row in rows:
-        ranks = " / ".join(str(rank) for rank in row.energy_ranks) if row.energy_ranks else ""
         table.add_row(
             row.name,
             row.kind,
             "x".join(map(str, row.shape)),
             megabytes(row.float_bytes),
-            megabytes(row.stored_bytes) if row.stored_bytes is not None else "",
-            ranks,
+            _ranks(row.spectrum),
+            _ranks(row.used_spectrum),
+            *(_gain(row, name) for name in names),
             row.note or "",
         )
     table.add_section()
-    stored = sum(r.float_bytes if r.stored_bytes is None else r.stored_bytes for r in rows)
-    table.add_row("all", "", "", megabytes(sum(r.float_bytes for r in rows)), megabytes(stored))
+    whole = sum(row.float_bytes for row in rows)
+    kept = (f"{total_bytes(rows, name) / max(whole, 1):.0%}" for name in names)
+    table.add_row("all", "", "", megabytes(whole), "", "", *kept)
     return table
+
+
+def _ranks(spectrum: Spectrum | None) -> str:
+    return "/".join(map(str, spectrum.ranks)) if spectrum else ""
+
+
+def _gain(row: LayerInspection, name: str) -> str:
+    gain = row.gains.get(name)
+    if gain is None:
+        return ""
+    rank = f"r{found[1]}: " if (found := re.match(r"rank (\d+)", gain.form)) else ""
+    return f"{rank}{gain.stored_bytes / row.float_bytes:.0%}, {gain.predicted_error:.1e}"
 
 
 def bench_table(result: BenchResult) -> Table:

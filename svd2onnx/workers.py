@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,18 +16,29 @@ R = TypeVar("R")
 
 
 def map_layers(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """``work`` of each item, in order, with as many threads as torch would use within one operation."""
+    """``work`` of each item, in order, with as many threads as torch would use within one operation.
+
+    Where the results are no longer asked for, as when the run is interrupted, no further item is begun.
+    """
     threads = torch.get_num_threads()
+    ended = threading.Event()
+
+    def alone(item: T) -> R | None:
+        torch.set_num_threads(1)  # new threads start with the process's default
+        return None if ended.is_set() else work(item)
+
     with _single_threaded():
-        results: Iterable[R] = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(
-            delayed(_alone)(work, item) for item in items
+        results: Generator[R, None, None] = Parallel(n_jobs=threads, prefer="threads", return_as="generator")(
+            delayed(alone)(item) for item in items
         )
-        yield from results
-
-
-def _alone(work: Callable[[T], R], item: T) -> R:
-    torch.set_num_threads(1)  # new threads start with the process's default
-    return work(item)
+        try:
+            for result in results:  # noqa: UP028 - it would hand the end on to joblib, which warns of it
+                yield result
+        finally:
+            ended.set()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's, of results that nobody asked for
+                results.close()
 
 
 @contextlib.contextmanager

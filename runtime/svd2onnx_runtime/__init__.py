@@ -11,11 +11,11 @@ from svd2onnx_runtime.bench import (
     GraphTiming,
     bench,
     bench_by_batch,
-    graph_bytes,
 )
 from svd2onnx_runtime.certify import Certificate, certify
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
 from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
+from svd2onnx_runtime.external import graph_bytes
 from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask

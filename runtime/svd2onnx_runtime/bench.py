@@ -8,16 +8,14 @@ loading costs is measured in processes of their own (``svd2onnx_runtime.memory``
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.errors import InputsError, naming
+from svd2onnx_runtime.external import graph_bytes
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.roofline import Roofline, measure_roofline
@@ -123,10 +121,10 @@ def bench_by_batch(
     timings: tuple[BatchTiming, ...] = ()
     for inputs in batches:
         timed = time_runs(list(paths.values()), inputs, provider, threads, repeats, warmup)
-        work = [
-            count_work(path, feeds, provider, threads)
-            for path, feeds in zip(paths.values(), timed.feeds, strict=True)
-        ]
+        work = []
+        for path, feeds in zip(paths.values(), timed.feeds, strict=True):
+            with naming(path):
+                work.append(count_work(path, feeds, provider, threads))
         roofline = roofline or measure_roofline(provider, threads)
         graphs = graphs or tuple(
             BenchedGraph(
@@ -166,19 +164,3 @@ def _timings(names: Iterable[str], timed: TimedRuns, limits_s: Sequence[float]) 
             latency_ratio=float(timed.ratios[i]),
             limit_ms=limits_s[i] * 1e3,
         )
-
-
-def graph_bytes(path: str | os.PathLike[str]) -> int:
-    """Bytes of an ONNX file and of the external data files that it names.
-
-    A tensor names its file as the protobuf pair {key: "location", value: NAME}; these bytes are
-    searched for, which needs no ONNX package and no parsing.
-    """
-    graph = Path(path)
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        named = {
-            content[found.end() : found.end() + found.group(1)[0]].decode("utf-8", "replace")
-            for found in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content)
-        }
-    beside = [graph.parent / name for name in named]
-    return graph.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svd2onnx_runtime.errors import GraphError
+from svd2onnx_runtime.errors import GraphError, naming
 from svd2onnx_runtime.placement import capture_obstacles, misplaced
 from svd2onnx_runtime.profile import ExecutedNode, profile
 from svd2onnx_runtime.session import Array, Session, ort_version, provider_name, provider_of
@@ -91,7 +91,8 @@ def certify(
     ``inputs`` are the arrays to run it on; without them synthetic ones of the sizes ``dims`` are.
     Raises ProviderError, GraphError and InputsError.
     """
-    session, executed = profile(path, provider, dims or {}, inputs)
+    with naming(path):
+        session, executed = profile(path, provider, dims or {}, inputs)
     actual = provider_of(session)
     entries = _planned(session, path)
     wanted = provider_name(actual)
@@ -121,8 +122,8 @@ def _planned(session: Session, path: str | os.PathLike[str]) -> list[dict[str, A
         return None
     try:
         entries: list[dict[str, Any]] = json.loads(text)
-        names = [(entry["node"], entry["bits"], entry["k"], entry["n"])[0] for entry in entries]
-    except (ValueError, TypeError, KeyError) as error:
+        names = [_checked(entry)["node"] for entry in entries]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise GraphError(
             f"the metadata {METADATA_KEY!r} of {path} is not a list of MatMuls with node, bits, "
             f"k and n ({type(error).__name__}: {error}): export the file again"
@@ -130,6 +131,21 @@ def _planned(session: Session, path: str | os.PathLike[str]) -> list[dict[str, A
     if len(set(names)) != len(names):
         raise GraphError(f"the metadata {METADATA_KEY!r} of {path} names a node twice: export it again")
     return entries
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """``entry`` where it says all that is asked of it; ValueError, TypeError or KeyError where not."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"an entry is an object, not {type(entry).__name__}")
+    texts = ["node", *(["weight"] if entry.get("op") == "Conv" or entry.get("operator") == "folded" else [])]
+    if not all(type(entry[name]) is str for name in texts):
+        raise TypeError(f"{' and '.join(texts)} must be text")
+    sizes = ["bits", "k", "n", *(["block_size"] if entry.get("block_size") is not None else [])]
+    if not all(type(entry[name]) is int for name in sizes):
+        raise TypeError(f"{', '.join(sizes)} must be whole numbers")
+    if entry.get("activations", "float") not in tuple(_FUSED_OPS):
+        raise ValueError(f"activations must be one of {tuple(_FUSED_OPS)}")
+    return entry
 
 
 def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str) -> str | None:

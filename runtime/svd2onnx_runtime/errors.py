@@ -9,6 +9,12 @@ It lives in the runtime package because imports point downwards only: the compre
     '- InputsError        the arrays given do not fit the graph, or the two graphs do not match
 """
 
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
 
 class Svd2OnnxError(Exception):
     """A stated failure: one line that says what was expected, what was found and what to do."""
@@ -24,3 +30,14 @@ class GraphError(Svd2OnnxError):
 
 class InputsError(Svd2OnnxError):
     """The given arrays do not fit the graph, or two graphs that are compared do not match."""
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the errors of the block that are ours name the file that they are about."""
+    try:
+        yield
+    except Svd2OnnxError as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise type(error)(f"{os.fspath(path)}: {error}") from error

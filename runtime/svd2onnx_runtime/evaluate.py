@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.errors import InputsError, naming
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
-from svd2onnx_runtime.session import Array, Session, open_session, provider_of, run
+from svd2onnx_runtime.session import Array, Session, open_reference, open_session, provider_of, run
 
 MetricValue: TypeAlias = float | dict[str, Any]
 Metric: TypeAlias = Callable[[dict[str, Array], dict[str, Array]], MetricValue]
@@ -67,14 +67,18 @@ def evaluate(
     if that has the shape of the logits without their last axis. Raises InputsError for no batches,
     ProviderError and GraphError.
     """
-    session, original = (open_session(file, provider) for file in (path, reference))
+    session, original = open_session(path, provider), open_reference(reference, provider)
     errors: list[Array] = []
     scores, original_scores = _Scores(summary), _Scores(summary)
     for batch in batches:
-        outputs, expected = run(session, batch), run(original, batch)
+        with naming(path):
+            outputs = run(session, batch)
+        with naming(reference):
+            expected = run(original, batch)
         first, first_expected = next(iter(outputs.values())), next(iter(expected.values()))
         mask = token_mask(objective, first_expected, batch)
-        errors.append(sample_errors(objective, first_expected, first, mask))
+        with naming(path):
+            errors.append(sample_errors(objective, first_expected, first, mask))
         if metric is not None:
             rows = _rows(session, batch)
             scores.add(metric(outputs, dict(batch)), rows)

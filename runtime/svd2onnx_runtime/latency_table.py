@@ -28,6 +28,8 @@ FORMAT = "svd2onnx-latency/1"
 _FLUSHED = 1 << 26
 """Bytes written to empty the caches, twice what today's processors and GPUs hold."""
 
+_MOST_MS = 1e6
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -93,7 +95,7 @@ class LatencyTable:
             entries = {_key(entry): _latency(entry) for entry in record["entries"]}
             named = (record[name] for name in ("device", "provider", "onnxruntime", "threads"))
             return cls(Conditions(*named), entries)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             line = " ".join(str(error).split())
             raise InputsError(f'a latency table is JSON with "format": "{FORMAT}": {line}') from error
 
@@ -158,4 +160,11 @@ def _key(entry: Mapping[str, Any]) -> LayerKey:
 
 
 def _latency(entry: Mapping[str, Any]) -> LayerLatency:
-    return LayerLatency(float(entry["cold_ms"]), float(entry["hot_ms"]))
+    return LayerLatency(*(_milliseconds(entry[name]) for name in ("cold_ms", "hot_ms")))
+
+
+def _milliseconds(value: Any) -> float:
+    time = float(value)
+    if not 0 < time <= _MOST_MS:
+        raise ValueError(f"a layer takes between 0 and {_MOST_MS:.0e} ms, not {time}")
+    return time

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svd2onnx_runtime.session import Array, Session, load, run, session_options, synthetic_inputs
+from svd2onnx_runtime.errors import GraphError
+from svd2onnx_runtime.session import (
+    Array,
+    Session,
+    load,
+    one_line,
+    run,
+    session_options,
+    synthetic_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,23 @@ def profile(
             run(session, synthetic_inputs(session, dims) if inputs is None else inputs)
         finally:
             written = Path(session.end_profiling())  # also closes the file before it is removed
-        return session, executed_nodes(json.loads(written.read_text(encoding="utf-8")))
+        return session, executed_nodes(read_profile(written))
+
+
+def read_profile(path: Path) -> list[dict[str, Any]]:
+    """The events that onnxruntime wrote.
+
+    Raises:
+        GraphError: they are not whole, or hold names that are no text.
+    """
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GraphError(
+            "onnxruntime's profile of the run cannot be read: the names of the nodes must be plain text, and "
+            f"the disk of {path.parent} must have room ({one_line(error)})"
+        ) from error
+    return events
 
 
 def executed_nodes(events: Sequence[Mapping[str, Any]]) -> list[ExecutedNode]:

@@ -15,6 +15,7 @@ fast.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
+from svd2onnx_runtime.external import external_files, graph_bytes
 from svd2onnx_runtime.machine import gpu_count
 
 if TYPE_CHECKING:
@@ -51,8 +53,11 @@ _DTYPES = {
     "bool": "bool",
     **{f"{sign}int{width}": f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)},
 }
+_MOST_BYTES = 1 << 32
+"""Of one synthetic input: a graph that wants more is damaged, or its sizes were mistyped."""
 _SILENT = 4  # onnxruntime severity "fatal": what we handle is raised, not also logged
 _DEFAULT_SEVERITY = 2
+_LARGE = 2 << 30
 
 
 def open_session(
@@ -70,6 +75,20 @@ def open_session(
     return load(path, session_options(threads, strict=strict), provider, tf32=not strict)
 
 
+def open_reference(
+    path: str | os.PathLike[str], provider: str = "auto", *, threads: int | None = None
+) -> Session:
+    """``open_session`` of a float32 graph to compare with.
+
+    The weights of one of more than 2 GiB stay in its file, mapped into memory: packed for the kernels,
+    they would take as much memory again. Its MatMuls pack them on every call, which takes them longer.
+    """
+    options = session_options(threads)
+    if graph_bytes(_checked_file(path)) > _LARGE:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return load(path, options, provider)
+
+
 def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
     """The ``SessionOptions`` of a strict or a deployed session, logging nothing below "fatal"."""
     import onnxruntime as ort
@@ -80,6 +99,9 @@ def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
         options.intra_op_num_threads = threads
     if strict:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Weights are dequantized one by one, each where it is needed. In the default order all come first,
+        # and so all are in memory at once.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     return options
 
 
@@ -95,8 +117,11 @@ def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, 
     with _quiet_cuda() if chosen == "cuda" else contextlib.nullcontext():
         try:
             session = ort.InferenceSession(os.fspath(graph), options, providers=providers, enable_fallback=0)
+            session.get_inputs(), session.get_outputs()  # whose names may be no text
         except _errors(*_ORT_ERRORS) as error:
             raise GraphError(f"onnxruntime cannot load {graph}: {one_line(error)}") from error
+        except UnicodeDecodeError as error:
+            raise GraphError(f"the inputs or outputs of {graph} have names that are no text") from error
     if provider == "cuda" and provider_of(session) != "cuda":
         raise ProviderError(
             "a GPU is here but onnxruntime could not start its CUDA provider: install the CUDA and "
@@ -179,6 +204,11 @@ def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -
     for wanted in session.get_inputs():
         shape = [_size(wanted.name, axis, dim, dims) for axis, dim in enumerate(wanted.shape)]
         dtype = _dtype(wanted)
+        if math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+            raise InputsError(
+                f"input {wanted.name!r} of shape {shape} would take more than {_MOST_BYTES >> 30} GiB: "
+                "choose smaller sizes with --dim and --batch, or export the graph again"
+            )
         if dtype.kind == "f":
             arrays[wanted.name] = rng.standard_normal(shape).astype(dtype)
         else:
@@ -232,6 +262,10 @@ def _checked_file(path: str | os.PathLike[str]) -> Path:
         raise GraphError(f"expected an ONNX file at {graph}, found a folder: name the file in it")
     if graph.stat().st_size == 0:
         raise GraphError(f"expected an ONNX file at {graph}, found an empty one: export it again")
+    try:
+        external_files(graph)
+    except OSError as error:
+        raise GraphError(f"cannot read {graph}: {error.strerror}") from error
     return graph
 
 

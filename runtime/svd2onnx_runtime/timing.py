@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.errors import InputsError, naming
 from svd2onnx_runtime.session import (
     Array,
     Session,
     graph_inputs,
+    open_reference,
     open_session,
     provider_of,
     run,
@@ -76,13 +77,17 @@ def time_runs(
             "expected at least one graph, repeats >= 1 and warmup >= 0, found "
             f"{len(paths)} graphs, repeats = {repeats} and warmup = {warmup}"
         )
-    sessions = [open_session(path, provider, threads=threads) for path in paths]
+    reference, *others = paths
+    sessions = [open_reference(reference, provider, threads=threads)]
+    sessions += [open_session(path, provider, threads=threads) for path in others]
     actual = provider_of(sessions[0])
-    feeds = [graph_inputs(session, inputs) for session in sessions]
-    calls = [
-        BoundCall(session, own, "cuda") if actual == "cuda" else _call(session, own)
-        for session, own in zip(sessions, feeds, strict=True)
-    ]
+    feeds, calls = [], []
+    for path, session in zip(paths, sessions, strict=True):
+        with naming(path):
+            feeds.append(graph_inputs(session, inputs))
+            calls.append(
+                BoundCall(session, feeds[-1], "cuda") if actual == "cuda" else _call(session, feeds[-1])
+            )
     return TimedRuns(
         provider=actual,
         tf32=_tf32(sessions[0]) if actual == "cuda" else None,
@@ -92,7 +97,9 @@ def time_runs(
     )
 
 
-def _interleaved(calls: list[Callable[[], Any]], repeats: int, warmup: int, most_s: float = math.inf) -> Any:
+def _interleaved(
+    calls: Sequence[Callable[[], Any]], repeats: int, warmup: int, most_s: float = math.inf
+) -> Any:
     """Seconds [rounds, graphs]; the order turns around from round to round."""
     begun = time.perf_counter()
     for _ in range(warmup):

@@ -12,7 +12,6 @@ attention.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svd2onnx_runtime.profile import read_profile
 from svd2onnx_runtime.session import (
     Array,
     graph_inputs,
@@ -65,7 +65,7 @@ def count_work(
             outputs = run(session, feeds)
         finally:
             profile = Path(session.end_profiling())  # also closes the file before it is removed
-        nodes = list(_nodes(json.loads(profile.read_text(encoding="utf-8"))))
+        nodes = list(_nodes(read_profile(profile)))
     wanted = provider_name(provider_of(session))
     return Work(
         operations=sum(_operations(node) for node in nodes),

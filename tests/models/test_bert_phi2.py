@@ -191,7 +191,6 @@ def test_text_without_a_tokenizer_is_refused(name: str, saved: dict[str, Path], 
 
 def test_bert_reads_text_between_its_signs(with_tokenizer: dict[str, Path]) -> None:
     file = load_model_file(MODELS / "bert.py", with_tokenizer["text"], with_tokenizer["bert"])
-    file.build()
     splits = {split: list(file.inputs(split)) for split in ("calibration", "recovery", "evaluation")}
     assert splits["calibration"][0]["input_ids"].shape == (8, 128)
     for split, letters in (("calibration", "abcdefgh"), ("evaluation", "stuvwxyz")):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svd2onnx import calibrate as calibrating
-from svd2onnx.calibrate import calibrate, hold_out, probe_draws
+from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws
 from svd2onnx.errors import SourceError
 from svd2onnx.gathering import SAMPLES
 from svd2onnx.layers import discover
@@ -407,3 +407,19 @@ def test_probes_stop_where_they_would_take_too_much_memory(monkeypatch: pytest.M
         monkeypatch.setattr(calibrating, "MOST_PROBE_BYTES", limit)
         statistics = calibrate(network, sites, batches, "cosine", batches)
         assert {len(own.probes) for own in statistics.values() if own.probes} == {count}
+
+
+def test_rows_one_by_one_give_the_same_moments() -> None:
+    network = seeded(Masked)
+    batches = [
+        {"x": torch.randn(3, 7, 64), "attention_mask": torch.ones(3, 7)},
+        {"x": torch.randn(2, 5, 64), "attention_mask": torch.ones(2, 5)},
+    ]
+    rows = one_by_one(batches)
+    assert [tuple(batch["x"].shape) for batch in rows] == [(1, 7, 64)] * 3 + [(1, 5, 64)] * 2
+    sites = discover(network, batches[0])
+    together, alone = (calibrate(network, sites, own, "mse") for own in (batches, rows))
+    for name, expected in together.items():
+        assert alone[name].count == expected.count
+        torch.testing.assert_close(alone[name].mean, expected.mean)
+        torch.testing.assert_close(alone[name].covariance, expected.covariance, rtol=1e-5, atol=1e-7)

@@ -10,9 +10,9 @@ from torch import nn
 
 from svd2onnx.choosing import read_plan
 from svd2onnx.errors import PlanError
-from svd2onnx.loading import ModelFile
 from svd2onnx.preparation import Prepared
 from svd2onnx.schema import PLAN_FORMAT, CompressionPlan, LayerForm, LayerSite, QuantSpec
+from svd2onnx.sources.source import Source
 
 SITES = [
     LayerSite("table", "embedding", (160, 48)),
@@ -34,7 +34,8 @@ PLAN = CompressionPlan(
 
 @pytest.fixture
 def prepared() -> Prepared:
-    return Prepared(ModelFile(Path("network.py"), pytest), nn.Identity(), SITES, [])  # type: ignore[arg-type]
+    source = Source(nn.Identity, lambda _split: iter(()))
+    return Prepared(source, nn.Identity(), SITES, [])
 
 
 def test_a_plan_survives_its_file(prepared: Prepared, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     source, output = folder / "network.py", folder / "out.onnx"
     source.write_text(MODEL_FILE)
     options = ["--method", method, "--bits", bits, "--epsilon", 0.9, "--provider", "cpu"]
-    result = svd2onnx("compress-export", source, "-o", output, "--reference", folder / "float.onnx", *options)
+    written = ["-o", output, "--reference", folder / "float.onnx", "--report", folder / "out.html"]
+    result = svd2onnx("compress-export", source, *written, *options)
     assert result.exit_code == 0, result.output
     return Run(method, bits, source, output, result)
 
@@ -77,6 +78,7 @@ def test_compress_export_writes_the_file_its_report_and_the_reference(compressed
         "out.onnx.report.json",
         "out.onnx.plan.json",
         "float.onnx",
+        "out.html",
     }
     report = json.loads(compressed.output.with_name("out.onnx.report.json").read_text())
     assert report["file_bytes"] == compressed.output.stat().st_size
@@ -102,6 +104,50 @@ def test_the_table_shows_kept_and_removed_and_where_the_files_are(compressed: Ru
     assert f"{1 - kept:.1%} removed" in text
     assert " fused of " in text
     assert "out.onnx, .report.json and .plan.json beside it" in text.replace("/ ", "/")
+
+
+@ONE_FILE
+def test_the_page_of_an_earlier_run_is_the_one_that_the_run_wrote(compressed: Run, tmp_path: Path) -> None:
+    page = compressed.output.with_name("out.html").read_text()
+    assert "int4/32" in page
+    assert str(compressed.source) in page
+    report_json = compressed.output.with_name("out.onnx.report.json")
+    result = svd2onnx("report", report_json, "-o", tmp_path / "again.html")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'again.html'}\n")
+    assert (tmp_path / "again.html").read_text() == page
+    (tmp_path / "x.report.json").write_bytes(report_json.read_bytes())
+    result = svd2onnx("report", tmp_path / "x.report.json", "--json")
+    assert json.loads(result.stdout) == {"output": str(tmp_path / "x.report.html")}
+    assert (tmp_path / "x.report.html").read_text() == page
+
+
+def test_the_page_cannot_be_the_graph_itself(model_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    assert_fails(svd2onnx("compress-export", model_file, "-o", output, "--report", output), str(output))
+    assert files_of(tmp_path) == {"network.py"}
+
+
+def test_a_report_that_is_none_leaves_no_page(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    assert_fails(svd2onnx("report", tmp_path / "a.json"), "a.json", "svd2onnx-report/1", "None")
+    assert_fails(svd2onnx("report", tmp_path / "missing.json"), "missing.json", "No such file")
+    assert files_of(tmp_path) == {"a.json"}
+
+
+@ONE_FILE
+def test_results_as_json(compressed: Run) -> None:
+    certified = json.loads(svd2onnx("certify", compressed.output, "--provider", "cpu", "--json").stdout)
+    assert certified["certified"] is True
+    assert len(certified["fused"]) == certified["planned"] == 2
+    pair = (compressed.output, "--reference", compressed.reference)
+    evaluated = svd2onnx("evaluate", *pair, "--task", compressed.source, "--provider", "cpu", "--json")
+    assert json.loads(evaluated.stdout)["objective"] == "cosine"
+    benched = svd2onnx("bench", *pair, "--repeats", 2, "--batch", 1, "--provider", "cpu", "--json")
+    assert [graph["name"] for graph in json.loads(benched.stdout)["graphs"]] == ["reference", "graph"]
+    failed = svd2onnx("certify", compressed.reference, "--provider", "cpu", "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["certified"] is False
+    assert failed.stderr.startswith("error: ")
 
 
 def test_certify_passes(compressed: Run) -> None:
@@ -156,7 +202,7 @@ def test_bench_times_all_graphs(compressed: Run, tmp_path: Path, monkeypatch: py
     result = svd2onnx(
         *("bench", compressed.output, "--reference", compressed.reference, "--repeats", 3, "--batch", 2),
         *("--against", f"a copy={compressed.output}", "--dim", "sequence=5", "--provider", "cpu"),
-        *("--threads", 1, "--json", json_path, "--plot", plot),
+        *("--threads", 1, "-o", json_path, "--plot", plot),
     )
     assert result.exit_code == 0, result.output
     record = json.loads(json_path.read_text())
@@ -196,9 +242,9 @@ def test_inspect_lists_every_layer_with_its_reason(model_file: Path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("missing.py", None, "no such model file"),
+        ("missing.py", None, "no such file or folder"),
         ("empty.py", "", "is empty"),
-        ("model.txt", "x", "no model file"),
+        ("model.txt", "x", "of no known kind"),
         ("broken.py", "def build(:", "SyntaxError"),
         ("no_build.py", "def inputs(split): ...", "no function build()"),
     ],

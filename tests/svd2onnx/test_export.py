@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.errors import ExportError
-from svd2onnx.export import export_float, infer_dynamic_shapes, opset_for
+from svd2onnx.export import export_float, infer_dynamic_shapes, opset_for, weights_file
 from svd2onnx.schema import QuantSpec
-from svd2onnx_runtime import open_session, run
+from svd2onnx_runtime import graph_bytes, open_session, run
 from tests.svd2onnx.networks import Mlp, Tokens, batches_of, compress, seeded
 
 
@@ -118,8 +118,15 @@ def test_a_network_that_cannot_be_exported_is_told_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_too_large_for_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svd2onnx.export.LARGEST_FILE", 40_000)
-    with pytest.raises(ExportError, match="at most 2 GiB"):
-        export_float(seeded(Mlp), {"x": torch.ones(3, 64)}, {"x": {0: "batch"}}, tmp_path / "a.onnx")
-    assert list(tmp_path.iterdir()) == []
+def test_weights_beyond_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = seeded(Mlp), torch.ones(3, 64)
+    export_float(network, {"x": x}, {"x": {0: "batch"}}, tmp_path / "whole.onnx")
+    monkeypatch.setattr("svd2onnx.export.LARGEST_WEIGHTS", 40_000)
+    export_float(network, {"x": x}, {"x": {0: "batch"}}, tmp_path / "a.onnx")
+    whole, parts = tmp_path / "whole.onnx", tmp_path / "a.onnx"
+    assert parts.stat().st_size < whole.stat().st_size / 4
+    assert weights_file(parts).stat().st_size > 40_000
+    assert graph_bytes(parts) == pytest.approx(graph_bytes(whole), rel=0.1)
+    feed = {"x": x.numpy()}
+    expected, found = (run(open_session(path, "cpu"), feed) for path in (whole, parts))
+    assert all((found[name] == expected[name]).all() for name in expected)

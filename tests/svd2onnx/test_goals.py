@@ -259,3 +259,31 @@ def test_a_given_plan_is_taken_as_it_is() -> None:
     goal = GivenPlan(plan)
     assert run(goal, lambda _: 1, never) == (plan, [plan])
     assert goal.rival(plan) is None
+
+
+def test_the_curve_has_the_planners_sizes_and_the_uniform_ones() -> None:
+    """In bytes of the file, and in errors as gauged; the plan lies on it."""
+    menu = menu_of([100_000, 40_000, 10_000], [1.0, 5.0, 2.0])
+    uniform = CompressionPlan("quantize", dict.fromkeys(menu, FORMS[1]), {}, {})
+    goal = SizeGoal(menu, [uniform], float_size(menu) + 500, 30_000)
+    plan, _ = run(goal, lambda plan: stored_bytes(plan, menu) + 500, never)
+    points = goal.curve(plan, stored_bytes(plan, menu) + 500, gauge=2.0)
+    (other,) = (point for point in points if point.form is not None)
+    assert other.form == "int4/32"
+    assert other.file_bytes == stored_bytes(uniform, menu) + 500
+    assert other.predicted_error == pytest.approx(2 * 2e-3 * 8)
+    planned = [point for point in points if point.form is None]
+    sizes = [point.file_bytes for point in planned]
+    errors = [point.predicted_error for point in planned]
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert planned[-1].predicted_error == 0
+    assert planned[-1].file_bytes == float_size(menu) + 500
+    assert plan.predicted_error is not None
+    below = [e for size, e in zip(sizes, errors, strict=True) if size <= stored_bytes(plan, menu) + 500]
+    assert 2 * plan.predicted_error <= min(below) + 1e-12
+
+
+def test_a_given_plan_has_no_curve() -> None:
+    plan = CompressionPlan("auto", {}, {}, {})
+    assert GivenPlan(plan).curve(plan, 100, 1.0) == []

@@ -114,3 +114,15 @@ def test_floats_within_rounding_are_met() -> None:
     items = [[Option(0, 3.0), Option(1, 0.1)] for _ in range(10)]
     assert Frontier(items).least_size(1.0) == [1] * 10
     assert Frontier(items).least_size(0.9) is None
+
+
+@given(menus, st.integers(2, 40))
+def test_the_curve_is_of_real_choices_that_none_beats(items: Menu, count: int) -> None:
+    curve = Frontier(items).curve(count)
+    real = everything(items)
+    assert 1 <= len(curve) <= count
+    assert curve[0][0] == min(size for size, _ in real)
+    assert curve[-1][1] == min(loss for _, loss in real)
+    for size, loss in curve:
+        assert (size, loss) in real
+        assert loss == min(other for own, other in real if own <= size)

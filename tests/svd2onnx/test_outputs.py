@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and whatever was there before a failure is there after it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,38 @@ def test_a_file_as_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(OutputError, match=r"^cannot write /proc/x\.onnx: "), staged(Path("/proc/x.onnx")):
         pytest.fail("the block must not run")
+
+
+def test_a_read_only_file_is_refused_before_the_work_even_for_root(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_text("old")
+    (tmp_path / "a.onnx").chmod(0o444)
+    with pytest.raises(OutputError, match="it is read-only"), staged(tmp_path / "a.onnx"):
+        pytest.fail("the block must not run")
+    assert contents(tmp_path) == {"a.onnx": "old"}
+
+
+def test_nothing_is_renamed_where_a_draft_is_missing(tmp_path: Path) -> None:
+    targets = [tmp_path / name for name in "abc"]
+    targets[0].write_text("old")
+    with pytest.raises(OutputError, match="it was not made"), staged(*targets) as drafts:  # noqa: PT012
+        drafts[0].write_text("new")
+        drafts[2].write_text("new")
+    assert contents(tmp_path) == {"a": "old"}
+
+
+def test_the_first_target_is_renamed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = []
+    replace = os.replace
+
+    def noted(draft: Path, target: Path) -> None:
+        renamed.append(target.name)
+        replace(draft, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    with staged(tmp_path / "a.onnx", tmp_path / "b.json") as drafts:
+        for draft in drafts:
+            draft.write_text("new")
+    assert renamed == ["b.json", "a.onnx"]
 
 
 def test_one_file_cannot_be_two_outputs(tmp_path: Path) -> None:

@@ -323,6 +323,16 @@ def test_a_layer_of_rank_zero_leaves_what_feeds_it_dead(model_file: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("no_bench")
+def test_what_retraining_gained_is_told(model_file: Path, tmp_path: Path) -> None:
+    settings = Settings("quantize", bits=2, block_size=32, provider="cpu", recover=30)
+    told = compress_export(model_file, tmp_path / "out.onnx", settings).retraining
+    assert told is not None
+    assert told.gained
+    assert told.steps == 30
+    assert told.after < told.before
+
+
+@pytest.mark.usefixtures("no_bench")
 def test_a_second_output_that_no_gradient_reaches_is_planned_too(
     write_model_file: Write, tmp_path: Path
 ) -> None:

@@ -81,7 +81,7 @@ GOAL = goal_of({4.8: SLOW, 4.3: MIDDLE, 3.5: FAST})
 
 def run(clock: FakeClock, target: str = "0.5x") -> tuple[CompressionPlan, float, FakeBuilder]:
     builder = FakeBuilder()
-    build, choice, speed = settle(GOAL, builder, clock, target)  # type: ignore[arg-type]
+    build, choice, speed, _ = settle(GOAL, builder, clock, target)  # type: ignore[arg-type]
     assert choice is None
     assert speed is not None
     assert builder.draft is build.plan, "another file was left in the draft"
@@ -90,7 +90,7 @@ def run(clock: FakeClock, target: str = "0.5x") -> tuple[CompressionPlan, float,
 
 def test_without_a_clock_the_goals_plan_is_built() -> None:
     builder = FakeBuilder()
-    build, choice, speed = settle(lambda _allowed: GivenPlan(SLOW), builder, None, None)  # type: ignore[arg-type]
+    build, choice, speed, _ = settle(lambda _allowed: GivenPlan(SLOW), builder, None, None)  # type: ignore[arg-type]
     assert (build.plan, choice, speed) == (SLOW, None, None)
 
 
@@ -109,7 +109,7 @@ def test_of_the_fast_ones_the_most_faithful_is_shipped() -> None:
     goal = goal_of({5.5: SLOW, 4.3: MIDDLE})
     builder = FakeBuilder()
     clock = FakeClock({64: 0.4, 32: 0.6})
-    build, _, speed = settle(goal, builder, clock, "0.5x")  # type: ignore[arg-type]
+    build, _, speed, _ = settle(goal, builder, clock, "0.5x")  # type: ignore[arg-type]
     assert build.plan == MIDDLE
     assert builder.draft == MIDDLE
     assert speed is not None
@@ -119,7 +119,7 @@ def test_of_the_fast_ones_the_most_faithful_is_shipped() -> None:
 def test_where_measurements_leave_no_room_an_earlier_fast_file_is_shipped() -> None:
     """Its clock says of the second that all takes much longer: nothing fits then."""
     goal = goal_of({5.5: SLOW, 4.3: MIDDLE})
-    build, _, speed = settle(goal, FakeBuilder(), FakeClock({64: 0.4, 32: 0.9}), "0.5x")  # type: ignore[arg-type]
+    build, _, speed, _ = settle(goal, FakeBuilder(), FakeClock({64: 0.4, 32: 0.9}), "0.5x")  # type: ignore[arg-type]
     assert build.plan == MIDDLE
     assert speed is not None
 

@@ -111,8 +111,8 @@ def test_a_folder_that_cannot_be_made_is_told(model_file: Path, tmp_path: Path) 
 
 def test_wanted_points_are_all_combinations_quick_ones_first() -> None:
     points = wanted([4, 8], [0.2, 0.1], [0.1, 0.2], samples=2, retrained=True)
-    assert points[:3] == [Setting("float"), Setting("quantize", 4), Setting("quantize", 8)]
-    assert points[3:5] == [Setting("svd", 4, 0.1), Setting("svd", 4, 0.2)]
+    assert points[:3] == [Setting("float"), Setting("svd", 4, 0.1), Setting("svd", 4, 0.2)]
+    assert points[9:11] == [Setting("quantize", 4), Setting("quantize", 8)]
     assert [p.sample for p in points if p.series == "svd"] == [0] * 4 + [1] * 4
     assert points[-4:] == [
         Setting("planned", value=0.2),

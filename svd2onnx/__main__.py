@@ -1,0 +1,5 @@
+"""``python -m svd2onnx`` is ``svd2onnx``."""
+
+from svd2onnx.cli import main
+
+main(prog_name="svd2onnx")

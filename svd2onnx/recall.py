@@ -1,0 +1,88 @@
+"""Do a piece of work once: a later run that depends on the same things takes the result from a cache.
+
+Every piece is known by its kind and by the digest of all that it depends on: this package's code, torch,
+the processor's instructions and the threads (sums round by them), the network's code and weights, its graph,
+the batches, the settings that matter, and the seed. No names of files and no times are among them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.cache import Cache
+from svd2onnx.lowrank import Decompose, Factorization, factorize
+from svd2onnx.records import digest
+
+T = TypeVar("T")
+
+
+class Recall:
+    """Remembers in ``cache``, or nowhere; ``about`` is the digest of what all of its pieces depend on."""
+
+    def __init__(self, cache: Cache | None = None, about: str = "") -> None:
+        self._cache, self._about = cache, about
+
+    def of(self, *more: object) -> Recall:
+        """For pieces that depend on ``more`` too: records, see ``records``."""
+        if self._cache is None:
+            return self
+        return Recall(self._cache, digest(self._about, more))
+
+    def __call__(self, kind: str, key: object, make: Callable[[], T]) -> T:
+        """What ``make`` made for ``key`` in an earlier run, or makes now: what a record holds, not None."""
+        if self._cache is None:
+            return make()
+        name = f"{kind}-{digest(self._about, kind, key)}"
+        found: T | None = self._cache.get(name)
+        if found is None:
+            found = make()
+            self._cache.put(name, found)
+        return found
+
+    def decompose(self) -> Decompose:
+        """``factorize`` that remembers."""
+
+        def remembered(weight: Tensor) -> Factorization:
+            return self("decomposition", weight, lambda: factorize(weight))
+
+        return remembered
+
+
+def recall_for(cache: Cache | None, model: nn.Module, graph: Path, *more: object) -> Recall:
+    """For pieces of work on ``model``, whose float32 file is ``graph``, that all depend on ``more``."""
+    if cache is None:
+        return Recall()
+    with graph.open("rb") as file:
+        exported = hashlib.file_digest(file, "sha256").hexdigest()
+    machine = torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    about = digest(_own_code(), machine, exported, _code_of(model), dict(model.state_dict()), more)
+    return Recall(cache, about)
+
+
+@functools.cache
+def _own_code() -> str:
+    """A digest of this package: its version does not change with every change of its code."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return _digest_of(files)
+
+
+def _code_of(model: nn.Module) -> str:
+    """A digest of the files that define the network's modules: gradients may differ where graphs do not."""
+    names = {type(module).__module__ for module in model.modules()}
+    paths = (getattr(sys.modules.get(name), "__file__", None) for name in names)
+    return _digest_of(sorted(Path(path) for path in paths if path is not None))
+
+
+def _digest_of(files: list[Path]) -> str:
+    sha = hashlib.sha256()
+    for content in sorted(hashlib.sha256(path.read_bytes()).digest() for path in files if path.is_file()):
+        sha.update(content)
+    return sha.hexdigest()

@@ -1,0 +1,187 @@
+"""Hugging Face folders: the architecture from config.json, by the installed ``transformers`` alone.
+
+Nothing is fetched, no code in the folder is run, and weights are read from .safetensors alone. What
+config.json says is bounded before a network is made of it, and must agree with the weights that are there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.errors import SourceError
+from svd2onnx.loading import Batch
+from svd2onnx.sources.huggingface_config import (
+    WRITE_MODEL_FILE,
+    check_size,
+    description_of,
+    kind_of_network,
+    one_line,
+    read_json,
+)
+from svd2onnx.sources.images import Preprocessing
+from svd2onnx.sources.inputs import ROWS, InputSpec
+from svd2onnx.sources.network import Network
+
+LONGEST = 128
+"""Tokens of a text that is calibrated on."""
+_EXAMPLE_LENGTH = 32
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+_LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
+
+
+class FirstOutputs(nn.Module):
+    """A network of ``transformers`` with its tensors as a plain tuple, and no cache among them."""
+
+    def __init__(self, network: nn.Module, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network, self.options = network, dict(options)
+
+    def outputs(self, **arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The tensors that the network gives, alone where there is one."""
+        results = self.network(**arguments, **self.options)
+        tensors = tuple(value for value in results.to_tuple() if isinstance(value, Tensor))
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+class TextNetwork(FirstOutputs):
+    """input_ids, attention_mask [batch, sequence] -> what the network gives."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.outputs(input_ids=input_ids, attention_mask=attention_mask)
+
+
+class ImageNetwork(FirstOutputs):
+    """pixel_values [batch, channels, height, width] -> what the network gives."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.outputs(pixel_values=pixel_values)
+
+
+def load_folder(folder: Path) -> Network:
+    """The network in ``folder``, with inputs as its config.json tells them.
+
+    Raises:
+        SourceError: ``transformers`` is missing or has no such network, or a file is missing or damaged.
+    """
+    description = description_of(folder)
+    kind, config = kind_of_network(folder, description)
+    if config.is_encoder_decoder:
+        raise SourceError(
+            f"{folder} is an encoder with a decoder; expected a network of one part: {WRITE_MODEL_FILE}"
+        )
+    check_size(folder, kind, config)
+    network = _pretrained(folder, kind)
+    options = {"return_dict": True} | ({"use_cache": False} if hasattr(config, "use_cache") else {})
+    objective = "kl" if _LOGITS.search(kind.__name__) else "cosine"
+    if kind.main_input_name == "input_ids":
+        longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST + 2) - 2)
+        shape, axes = (ROWS, min(_EXAMPLE_LENGTH, longest)), {0: "batch", 1: "sequence"}
+        specs = tuple(
+            InputSpec(name, shape, torch.int64, axes, config.vocab_size)
+            for name in ("input_ids", "attention_mask")
+        )
+        return Network(folder, TextNetwork(network, options), specs, objective, _tokenizer(folder, longest))
+    size = getattr(config, "image_size", None) or _size_of(folder)
+    if kind.main_input_name == "pixel_values" and size is not None:
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        spec = InputSpec(
+            "pixel_values", (ROWS, getattr(config, "num_channels", 3), height, width), dynamic={0: "batch"}
+        )
+        model = ImageNetwork(network, {"return_dict": True})
+        return Network(folder, model, (spec,), objective, preprocessing=_preprocessing(folder))
+    raise SourceError(
+        f"{folder} takes {kind.main_input_name!r}; expected texts or images of one size: {WRITE_MODEL_FILE}"
+    )
+
+
+def _pretrained(folder: Path, kind: Any) -> nn.Module:
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        network, found = kind.from_pretrained(
+            folder,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise SourceError(
+            f"{folder} cannot be loaded ({one_line(error)}); expected the files of a {kind.__name__}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise SourceError(
+            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]!r}; expected "
+            "all of them: does "
+            "config.json name the architecture that was trained?"
+        )
+    module: nn.Module = network.eval().requires_grad_(False)
+    return module
+
+
+def _tokenizer(folder: Path, longest: int) -> Callable[[Sequence[str]], Batch] | None:
+    """What turns texts into padded batches, by the folder's tokenizer; it is read when texts come."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None
+    known: list[Any] = []
+
+    def tokenize(texts: Sequence[str]) -> Batch:
+        if not known:
+            known.append(_read_tokenizer(folder))
+        (tokenizer,) = known
+        made = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return {name: made[name] for name in ("input_ids", "attention_mask")}
+
+    return tokenize
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise SourceError(
+            f"the tokenizer in {folder} cannot be read ({one_line(error)}); expected its files"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise SourceError(
+            f"the tokenizer in {folder} has no token to pad with; expected one: name it in its configuration"
+        )
+    return tokenizer
+
+
+def _preprocessing(folder: Path) -> Preprocessing | None:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    description = read_json(path)
+    mean, std = description.get("image_mean"), description.get("image_std")
+    if not all(isinstance(p, list) and all(isinstance(x, int | float) for x in p) for p in (mean, std)):
+        return None
+    return Preprocessing(tuple(mean or ()), tuple(std or ()))
+
+
+def _size_of(folder: Path) -> int | None:
+    """Of the images that a network without a size of its own was trained on."""
+    path = folder / "preprocessor_config.json"
+    size = read_json(path).get("size") if path.is_file() else None
+    if isinstance(size, dict):
+        size = size.get("height", size.get("shortest_edge"))
+    return size if isinstance(size, int) and 0 < size <= 4096 else None

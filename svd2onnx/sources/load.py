@@ -1,0 +1,161 @@
+"""Any SOURCE as a network with its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from svd2onnx.errors import SourceError
+from svd2onnx.loading import Batch, ModelFile, load_model_file
+from svd2onnx.settings import Settings
+from svd2onnx.sources.calibration import read_samples
+from svd2onnx.sources.detect import kind_of
+from svd2onnx.sources.exported import load_exported
+from svd2onnx.sources.inputs import parse_shapes, random_batch, required_arguments
+from svd2onnx.sources.network import Network
+from svd2onnx.sources.pickled import as_network, load_pickle
+from svd2onnx.sources.safetensor_files import read_safetensors, read_sharded
+from svd2onnx.sources.source import Source
+from svd2onnx.sources.state_dict import load_into, tensors_of
+
+_NO_DATA = (
+    "no --calibration was given: the fidelity was measured on random inputs, which tell little of real "
+    "ones; give "
+    "--calibration for a plan that fits your data"
+)
+_NOT_HELD_OUT = (
+    "--calibration has fewer than 5 samples: the fidelity was measured on those that were calibrated on"
+)
+
+
+def load_source(path: Path, settings: Settings, data: Path | None = None) -> Source:
+    """The network at ``path`` with its data; see ``svd2onnx.sources``.
+
+    Raises:
+        SourceError: it cannot be loaded, or options are missing or do not fit its kind.
+    """
+    kind = kind_of(path)
+    if kind == "model file":
+        _refuse(settings.model, "--model", path, "a state dict")
+        return _of_model_file(_model_file(path, settings, data), settings)
+    if kind in ("safetensors", "sharded"):
+        tensors = read_safetensors(path) if kind == "safetensors" else read_sharded(path)
+        return _of_state_dict(path, tensors, settings, data)
+    if kind == "pickle":
+        loaded = load_pickle(path, trusted=settings.trust_pickle)
+        if isinstance(loaded, dict) and not any(isinstance(part, nn.Module) for part in loaded.values()):
+            return _of_state_dict(path, tensors_of(path, loaded), settings, data)
+        network = Network(path, as_network(loaded, path), None)
+    elif kind == "exported program":
+        network = load_exported(path)
+    else:
+        from svd2onnx.sources.huggingface import load_folder
+
+        network = load_folder(path)
+    _refuse(settings.model, "--model", path, "a state dict")
+    for option, value in (
+        ("--data", data),
+        ("--weights", settings.weights),
+        ("--random-weights", settings.random_weights or None),
+    ):
+        _refuse(value, option, path, "a model file")
+    return with_data(network, settings)
+
+
+def with_data(network: Network, settings: Settings) -> Source:
+    """``network`` with the samples of ``--calibration``, or random ones where there are none."""
+    if settings.input_shape:
+        if network.specs is not None:
+            raise SourceError(
+                f"--input-shape was given, and {network.path} tells its inputs itself: leave it out"
+            )
+        network = replace(network, specs=parse_shapes(settings.input_shape, network.model, network.path))
+    objective = settings.objective or network.objective
+    shapes = (
+        None if network.specs is None else {spec.name: dict(spec.dynamic or {}) for spec in network.specs}
+    )
+    path = settings.calibration
+    if path is not None and path.suffix == ".py":
+        file = load_model_file(path)
+        return Source(lambda: network.model, file.inputs, objective, file.metric, file.summary, shapes)
+    if path is not None:
+        splits = read_samples(path, network)
+        warnings = () if splits.holds_out else (_NOT_HELD_OUT,)
+        return Source(
+            lambda: network.model, splits.inputs, objective, dynamic_shapes=shapes, warnings=warnings
+        )
+    if network.specs is None:
+        names = ", ".join(required_arguments(network.model))
+        raise SourceError(
+            f"{network.path} does not tell what it takes; expected --calibration FILE.npz with the arrays "
+            f"{names}, or "
+            "--input-shape NAME=1,3,224,224 for each of them"
+        )
+    if settings.recover:
+        raise SourceError("--recover retrains on data, and there is none: give --calibration")
+    specs = network.specs
+
+    def inputs(split: str) -> Iterator[Batch]:
+        for seed in range(4 if split == "evaluation" else 1):
+            yield random_batch(specs, seed)
+
+    return Source(
+        lambda: network.model,
+        inputs,
+        objective,
+        dynamic_shapes=shapes,
+        calibrated=False,
+        warnings=(_NO_DATA,),
+    )
+
+
+def _of_model_file(file: ModelFile, settings: Settings) -> Source:
+    source = Source.of_model_file(file)
+    if settings.input_shape:
+        raise SourceError(f"--input-shape was given, and {file.path} tells its inputs itself: leave it out")
+    if settings.objective and hasattr(file.module, "objective"):
+        raise SourceError(
+            f"--objective was given, and {file.path} says {file.objective!r}: leave it out, or change that"
+        )
+    source = replace(source, objective=settings.objective or source.objective)
+    if settings.calibration is None:
+        return source
+    network = Network(file.path, file.build(), None, source.objective)
+    other = with_data(network, settings)
+
+    def inputs(split: str) -> Iterator[Batch]:
+        """Evaluation stays what the model file says."""
+        return source.inputs(split) if split == "evaluation" else other.inputs(split)
+
+    return replace(source, build=other.build, inputs=inputs)
+
+
+def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, data: Path | None) -> Source:
+    if settings.model is None:
+        raise SourceError(
+            f"{path} holds {len(tensors)} tensors and no network; expected --model FILE.py, a Python file "
+            "whose build() "
+            "makes the network they belong to"
+        )
+    own_data = settings.calibration is None and not settings.input_shape
+    file = _model_file(settings.model, settings, data, needs=("build", "inputs") if own_data else ("build",))
+    model = file.build()
+    load_into(model, tensors, path, settings.model)
+    if not own_data:
+        objective = settings.objective or file.objective
+        return with_data(Network(path, model, None, objective), settings)
+    return replace(_of_model_file(file, settings), build=lambda: model)
+
+
+def _model_file(
+    path: Path, settings: Settings, data: Path | None, needs: tuple[str, ...] = ("build", "inputs")
+) -> ModelFile:
+    return load_model_file(path, data, settings.weights, random_weights=settings.random_weights, needs=needs)
+
+
+def _refuse(value: object, option: str, path: Path, kind: str) -> None:
+    if value is not None:
+        raise SourceError(f"{option} was given, and {path} is not {kind}: leave it out")

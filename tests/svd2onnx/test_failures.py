@@ -1,0 +1,76 @@
+"""What the machine refuses is told in one line that says what to do, however a library wraps it."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from svd2onnx.errors import ExportError, SourceError
+from svd2onnx.failures import refusal
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    """``error`` as raised from ``cause``."""
+    error.__cause__ = cause
+    return error
+
+
+def os_error(number: int, name: str | None = "out.onnx") -> OSError:
+    return OSError(number, os.strerror(number), name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 1 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+        caused(SourceError("the model file failed in build(): MemoryError: no message"), MemoryError()),
+        caused(ExportError("torch.onnx cannot export"), caused(RuntimeError("x"), MemoryError())),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids="plain torch cuda source export native".split(),
+)
+def test_out_of_memory(error: Exception) -> None:
+    line = refusal(error)
+    assert line is not None
+    assert line.startswith("out of memory: ")
+    assert "--calibration-samples" in line
+
+
+def test_an_allocation_that_torch_refuses() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert str(refusal(caught.value)).startswith("out of memory: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (os_error(errno.ENOSPC), "the disk is full (out.onnx): "),
+        (os_error(errno.ENOSPC, None), "the disk is full: "),
+        (os_error(errno.EDQUOT), "the disk is full (out.onnx): "),
+        (caused(ExportError("x"), os_error(errno.ENOSPC)), "the disk is full (out.onnx): "),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full: "),
+        (os_error(errno.EFBIG), "a file would be larger than is allowed here (out.onnx): "),
+        (os_error(errno.EACCES), "cannot use out.onnx: "),
+        (os_error(errno.EROFS), "cannot use out.onnx: "),
+    ],
+    ids="room nameless quota wrapped text large rights readonly".split(),
+)
+def test_the_disk_refuses(error: Exception, start: str) -> None:
+    assert str(refusal(error)).startswith(start)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SourceError("no such file"), OSError("unknown")])
+def test_other_errors_are_none_of_these(error: Exception) -> None:
+    assert refusal(error) is None
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert refusal(first) is None

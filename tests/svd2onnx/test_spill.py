@@ -1,0 +1,122 @@
+"""A shelf changes where tensors lie, and nothing else."""
+
+import errno
+import gc
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from svd2onnx import spill
+from svd2onnx.errors import OutputError
+from svd2onnx.pipeline import compress_export
+from svd2onnx.settings import Settings
+from svd2onnx.spill import MadeOn, Shelf
+from tests.svd2onnx.networks import Mlp, seeded
+
+MODEL_FILE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval()
+
+def inputs(split):
+    torch.manual_seed(len(split))
+    for _ in range(3):
+        yield {"input": torch.randn(16, 64)}
+"""
+
+
+@pytest.fixture
+def in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays in memory, however small."""
+    monkeypatch.setattr(spill, "_SMALL", 1)
+    monkeypatch.setattr(Shelf.__init__, "__defaults__", (0,))
+
+
+def mapped_bytes() -> int:
+    """Of this process, in files that have lost their name."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    spans = [re.split("[- ]", line)[:2] for line in lines if "(deleted)" in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+def test_what_is_within_the_limit_stays_where_it_is() -> None:
+    shelf, tensor = Shelf(limit=8 << 20), torch.ones(1 << 20)
+    assert shelf.keep(tensor) is tensor  # 4 MiB of 8
+    beyond = torch.ones(2 << 20)
+    assert shelf.keep(beyond) is not beyond
+    del tensor
+    assert shelf.keep(beyond) is beyond  # there is room again
+
+
+def test_a_small_tensor_is_not_worth_a_file() -> None:
+    tensor = torch.ones(3)
+    assert Shelf(limit=0).keep(tensor) is tensor
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc to see what is mapped")
+def test_a_file_lives_as_long_as_its_tensor() -> None:
+    before = mapped_bytes()
+    tensor = Shelf(limit=0).keep(torch.arange(1 << 20))
+    assert mapped_bytes() >= before + (8 << 20)
+    assert torch.equal(tensor, torch.arange(1 << 20))
+    del tensor
+    gc.collect()
+    assert mapped_bytes() <= before
+
+
+def test_modules_that_are_made_on_a_shelf_are_as_any_others(in_files: None) -> None:
+    expected = seeded(Mlp).state_dict()
+    with MadeOn(Shelf()):
+        network = seeded(Mlp)
+    assert list(network.state_dict()) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    with MadeOn(Shelf()), torch.device("meta"):
+        assert nn.Linear(4, 4).weight.is_meta
+
+
+def test_a_module_is_put_on_a_shelf_as_it_is(in_files: None) -> None:
+    network = seeded(Mlp)
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
+    parameters = {id(parameter) for parameter in network.parameters()}
+    shelf = Shelf()
+    shelf.keep_module(network)
+    moved = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
+    assert all(moved[name] != place for name, (place, _) in before.items())
+    assert all(torch.equal(network.state_dict()[name], own) for name, (_, own) in before.items())
+    assert {id(parameter) for parameter in network.parameters()} == parameters
+    shelf.keep_module(network)  # nothing is left to do
+    assert {name: tensor.data_ptr() for name, tensor in network.state_dict().items()} == moved
+
+
+def test_a_full_disk_is_told(in_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"No space left on device; .*set TMPDIR"):
+        Shelf().zeros((8,))
+
+
+def test_the_file_is_the_same_wherever_tensors_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "network.py"
+    source.write_text(MODEL_FILE)
+
+    def digest(name: str) -> str:
+        compress_export(source, tmp_path / name, Settings(target_size="0.45x", provider="cpu"))
+        return hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+    in_memory = digest("memory.onnx")
+    monkeypatch.setattr(spill, "_SMALL", 1)
+    monkeypatch.setattr(Shelf.__init__, "__defaults__", (0,))
+    large = digest("files.onnx")
+    assert large != in_memory  # calibrated row by row, with other probes
+    monkeypatch.setattr(Shelf, "overflows", False)
+    assert digest("files.onnx") == in_memory
