@@ -40,7 +40,7 @@ THERE = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory: stand-ins in models/, and what the documents call DATA and WEIGHTS."""
-    for name in ("models", "DATA", "WEIGHTS"):
+    for name in ("models", "DATA", "DIR", "WEIGHTS"):
         (tmp_path / name).mkdir()
     for kind, names in STAND_INS.items():
         for name in names:
