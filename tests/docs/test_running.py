@@ -57,6 +57,7 @@ def run_document(name: str, only: Callable[[list[str]], bool] = lambda _: True) 
         run_command(["svd2onnx", *"compress-export models/minilm.py -o given.onnx --method quantize".split()])
         for given in THERE[name]:
             shutil.copy("given.onnx", given)
+            shutil.copy("given.onnx.report.json", f"{given}.report.json")
     count = 0
     for _, words in commands_of(ROOT / name):
         if words[0] == "svd2onnx" and only(words):
