@@ -25,7 +25,7 @@ from torch import Tensor
 _PARTS = 4
 _COLUMNS = 64
 _STILL = 4
-"""Where a part of the columns in which nothing moves is one of so many, the codes are as good as they get."""
+"""A setting in which nothing moves for one of so many parts of the columns is as good as it gets."""
 
 
 def descend(
@@ -50,10 +50,13 @@ def descend(
     own, curvature = outputs.diagonal().unsqueeze(1), inputs.diagonal()
     parts = [torch.arange(part, rows, _PARTS) for part in range(min(_PARTS, rows))]
     sides = [outputs[:, part].contiguous() for part in parts]
-    still = 0
+    still = torch.zeros(settings)
     for _ in range(sweeps):
         for start in range(0, columns, _COLUMNS):
             end = min(start + _COLUMNS, columns)
+            active = (still * _STILL < columns).float()
+            if not bool(active.any()):
+                return codes.permute(2, 1, 0).contiguous()
             moved = torch.zeros(end - start, rows, settings)
             for j in range(start, end):
                 # Moves within the block reach the other columns when it is done, and this one now.
@@ -62,18 +65,17 @@ def descend(
                 for part, side in zip(parts, sides, strict=True):
                     step, old = steps[j, part], codes[j, part]
                     wanted = torch.round(old + slope[part] / (own[part] * curvature[j] * step))
-                    move = (old - torch.minimum(torch.maximum(wanted, low), high)) * step
+                    move = (old - torch.minimum(torch.maximum(wanted, low), high)) * step * active
                     move, effect = _accepted(move, slope[part], curvature[j], own[part], side, part)
                     codes[j, part] = torch.round(old - move / step)
                     moved[j - start] += effect
                     slope += curvature[j] * effect
-            if bool(moved.any()):
-                still = 0
+            # One by one, so that a setting does not depend on those that are rounded with it.
+            moves = moved.flatten(0, 1).any(dim=0)
+            still = torch.where(moves, torch.zeros_like(still), still + (end - start))
+            still[active == 0] = columns
+            if bool(moves.any()):
                 gradient += (inputs[start:end].T @ moved.flatten(1)).reshape(gradient.shape)
-                continue
-            still += end - start
-            if still * _STILL >= columns:
-                return codes.permute(2, 1, 0).contiguous()
     return codes.permute(2, 1, 0).contiguous()
 
 

@@ -118,5 +118,5 @@ def _in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         raise OutputError(
             f"cannot keep {size:,} bytes in {tempfile.gettempdir()}: {error.strerror}; large networks need "
             "several times the bytes of their weights there: set TMPDIR to a folder that has room"
-        ) from error
+        ) from None
     return torch.frombuffer(mapped, dtype=dtype, count=count).reshape(tuple(shape))
