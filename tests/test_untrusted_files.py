@@ -126,8 +126,15 @@ KINDS: dict[str, Callable[[], bytes]] = {
 }
 
 
+class Mutated(bytes):
+    """Bytes that are not shown: they are many."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+
 @st.composite
-def mutations(draw: st.DrawFn, kind: str, whole: bytes) -> bytes:
+def mutations(draw: st.DrawFn, kind: str, whole: bytes) -> Mutated:
     """``whole`` with one to three changes."""
     content = whole
     for _ in range(draw(st.integers(1, 3))):
@@ -151,7 +158,7 @@ def mutations(draw: st.DrawFn, kind: str, whole: bytes) -> bytes:
             OSError,
         ):
             content = mutated(content, edit)  # an earlier change has broken the container
-    return content
+    return Mutated(content)
 
 
 @contextmanager
@@ -188,7 +195,7 @@ def check(kind: str, content: bytes, folder: Path) -> None:
         assert result.exit_code == 1
         (line,) = result.stderr.splitlines()
         assert line.startswith("error: ")
-        assert "unexpected" not in line
+        assert "a bug: please report" not in line
         assert str(folder) in line
         assert result.stdout == ""
     else:
@@ -214,7 +221,7 @@ def test_mutated_files(kind: str, cases: int, tmp_path: Path, monkeypatch: pytes
         suppress_health_check=list(HealthCheck),
     )
     @given(mutations(kind, whole))
-    def run(content: bytes) -> None:
+    def run(content: Mutated) -> None:
         check(kind, content, tmp_path)
         ended.append(time.monotonic() - started)
 
