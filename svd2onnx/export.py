@@ -52,7 +52,7 @@ def export_float(
     exported = _to_onnx(model, example, dynamic_shapes, OPSET)
     if not with_shapes:
         drop_inferable(exported)
-    _save(exported, path)
+    save(exported, path)
 
 
 def export(
@@ -90,7 +90,7 @@ def export(
     onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
     list_matmuls(onnx_model, planned)
     drop_inferable(onnx_model)
-    _save(onnx_model, path)
+    save(onnx_model, path)
     return planned
 
 
@@ -160,10 +160,13 @@ def _drop_origins(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def save(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``, with weights of more than 2 GiB in ``weights_file``."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = None if size <= LARGEST_WEIGHTS else weights_file(path).name
     ir.save(model, path, external_data=external)
+    if external is None:
+        weights_file(path).unlink(missing_ok=True)  # of a larger graph that was there
 
 
 def weights_file(path: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from svd2onnx.export import drop_inferable
+from svd2onnx.export import drop_inferable, save
 from svd2onnx.folded import fold_weights
 from svd2onnx.half import to_half
 from svd2onnx.packed import EXACT, ROUNDED, pack_weights
@@ -49,4 +49,4 @@ def to_form(source: Path, output: Path, form: Form, *, exact: bool = False) -> N
     plan_again(model, [entry | by_node.get(entry["node"], {}) for entry in planned(model)])
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
-    ir.save(model, output)
+    save(model, output)

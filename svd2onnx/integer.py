@@ -20,7 +20,7 @@ from torch import Tensor
 
 from svd2onnx import nodes
 from svd2onnx.activations import LARGEST, divisors, input_rms
-from svd2onnx.export import drop_inferable
+from svd2onnx.export import drop_inferable, save
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.schema import CompressedLayer, QuantizedTensor
 from svd2onnx.stored import plan_again, planned
@@ -59,7 +59,7 @@ def to_integer(
     RemoveUnusedNodesPass()(model)
     drop_inferable(model)
     plan_again(model, entries)
-    ir.save(model, output)
+    save(model, output)
 
 
 class _Activations:

@@ -184,7 +184,7 @@ def recall_on(
     mode = _objective(prepared, settings) if settings.calibration_samples else "no data"
     asked = settings.resume or settings.cache is not None
     # Written for an interruption that may not come, the statistics of a large network cost too much.
-    remembers = cache if asked or not prepared.shelf.overflows else None
+    remembers = cache if asked or not prepared.is_large else None
     return recall_for(
         remembers, prepared.model, reference, sites, settings.seed, mode, list(fit), list(judging)
     )
@@ -202,7 +202,7 @@ def gather_statistics(
     if settings.calibration_samples == 0 or not prepared.source.calibrated:
         return {}
     priced = settings.method == "auto" and settings.plan is None
-    if prepared.shelf.overflows:
+    if prepared.is_large:
         fit, judging = one_by_one(fit), one_by_one(judging)
 
     @functools.cache

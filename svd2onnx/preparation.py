@@ -36,6 +36,8 @@ class Prepared:
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
     shelf: Shelf = field(default_factory=Shelf)
+    is_large: bool = False
+    """Whether its weights alone are more than is kept in memory."""
 
     @property
     def objective(self) -> str:
@@ -71,6 +73,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         model = loaded.build()
     model = make_plain(model)
     shelf.keep_module(model)
+    is_large = shelf.overflows
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     try:
@@ -80,7 +83,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         raise type(error)(f"{source}: {error}") from error
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    return Prepared(loaded, model, chosen, batches, shelf)
+    return Prepared(loaded, model, chosen, batches, shelf, is_large)
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

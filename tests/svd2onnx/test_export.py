@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from svd2onnx.errors import ExportError
 from svd2onnx.export import export_float, infer_dynamic_shapes, opset_for, weights_file
+from svd2onnx.forms import to_form
+from svd2onnx.loading import as_arrays
 from svd2onnx.schema import QuantSpec
+from svd2onnx.settings import Form
 from svd2onnx_runtime import graph_bytes, open_session, run
 from tests.svd2onnx.networks import Mlp, Tokens, batches_of, compress, seeded
 
@@ -130,3 +133,25 @@ def test_weights_beyond_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pyte
     feed = {"x": x.numpy()}
     expected, found = (run(open_session(path, "cpu"), feed) for path in (whole, parts))
     assert all((found[name] == expected[name]).all() for name in expected)
+
+
+@pytest.mark.parametrize("operator", ["folded", "matmulnbits"])
+def test_every_form_keeps_weights_beyond_one_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str
+) -> None:
+    network = seeded(Mlp)
+    batches = batches_of(network)
+    compressed = compress(network, batches, QuantSpec(8, 32))
+    plain, form = tmp_path / "plain.onnx", tmp_path / "form.onnx"
+    with monkeypatch.context() as limited:
+        limited.setattr("svd2onnx.export.LARGEST_WEIGHTS", 1000)
+        compressed.export(plain)
+        to_form(plain, form, Form(operator))
+    assert weights_file(plain).exists()
+    assert weights_file(form).exists()
+    feed = as_arrays(batches[0])
+    parts = run(open_session(form, "cpu"), feed)
+    to_form(plain, form, Form(operator))
+    assert not weights_file(form).exists()
+    whole = run(open_session(form, "cpu"), feed)
+    assert all((parts[name] == whole[name]).all() for name in whole)
