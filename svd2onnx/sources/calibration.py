@@ -130,8 +130,7 @@ def _arrays(path: Path, arrays: Batch, network: Network) -> ArraySamples:
     if missing:
         raise SourceError(
             f"{path} holds {', '.join(arrays)}; expected arrays named {', '.join(wanted)}, as the network's "
-            "inputs, "
-            f"and {missing[0]} is missing"
+            f"inputs, and {missing[0]} is missing"
         )
     sizes = {name: len(tensor) if tensor.ndim else 0 for name, tensor in arrays.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
@@ -160,8 +159,7 @@ def _texts(path: Path, network: Network) -> TextSamples:
     if network.tokenize is None:
         raise SourceError(
             f"{path} holds text, and no tokenizer lies with {network.path}; expected a Hugging Face folder "
-            "with its "
-            "tokenizer as SOURCE, or token ids as .npz"
+            "with its tokenizer as SOURCE, or token ids as .npz"
         )
     try:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -181,8 +179,7 @@ def _images(path: Path, network: Network) -> ImageSamples:
         found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs) or "inputs of unknown sizes"
         raise SourceError(
             f"{path} holds images, and {network.path} takes {found}; expected one input [batch, 3, height, "
-            "width]: "
-            "give --input-shape 1,3,HEIGHT,WIDTH, or arrays as .npz"
+            "width]: give --input-shape 1,3,HEIGHT,WIDTH, or arrays as .npz"
         )
     _, channels, height, width = specs[0].shape
     return ImageSamples(

@@ -15,8 +15,7 @@ from svd2onnx.errors import SourceError
 _HEAD = 4096
 _EXPECTED = (
     "expected a model file (.py), an exported program (.pt2), a state dict (.pt or .safetensors, with "
-    "--model), "
-    "a pickled module (.pt, with --trust-pickle) or a Hugging Face folder"
+    "--model), a pickled module (.pt, with --trust-pickle) or a Hugging Face folder"
 )
 _EXPORT_AGAIN = (
     "load it in Python and write it with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
@@ -54,9 +53,8 @@ def kind_of(path: Path) -> str:
     if path.suffix.lower() in (".onnx", ".ort") or _looks_like_onnx(head):
         raise SourceError(
             f"{path} is an ONNX file, which holds no PyTorch network to compress: give the network it was "
-            "exported "
-            "from, as a .pt2 of torch.export.save or a model file; `svd2onnx bench` and `certify` take "
-            "ONNX files"
+            "exported from, as a .pt2 of torch.export.save or a model file; `svd2onnx bench` and `certify` "
+            "take ONNX files"
         )
     if head[4:8] == b"TFL3":
         raise SourceError(f"{path} is a TensorFlow Lite file; {_EXPECTED}: give the network in PyTorch")
@@ -104,14 +102,12 @@ def _kind_of_archive(path: Path) -> str:
     if "serialized_exported_program.json" in found:
         raise SourceError(
             f"{path} is an exported program of PyTorch before 2.8; expected one of the present format: load "
-            "it with the "
-            "version that wrote it, and write it again with a newer one"
+            "it with the version that wrote it, and write it again with a newer one"
         )
     if "constants.pkl" in found or any(name.startswith("code/") for name in names):
         raise SourceError(
             f"{path} is a TorchScript archive, which cannot be compressed: take the module that it was made "
-            "from, "
-            f"{_EXPORT_AGAIN.removeprefix('load it in Python and ')}, and give that file"
+            f"from, {_EXPORT_AGAIN.removeprefix('load it in Python and ')}, and give that file"
         )
     if "data.pkl" in found:
         return "pickle"

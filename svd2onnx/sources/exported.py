@@ -43,8 +43,8 @@ def load_exported(path: Path) -> Network:
             line = " ".join(str(error.__cause__ or error).split())[:200]
             raise SourceError(
                 f"{path} cannot be loaded: {type(error).__name__}: {line}; expected a program that "
-                "torch.export.save of "
-                f"PyTorch {torch.__version__} or a little older wrote: copy it again, or export it again"
+                f"torch.export.save of PyTorch {torch.__version__} or a little older wrote: copy it again, "
+                "or export it again"
             ) from error
     if not specs:
         raise SourceError(f"{path} takes no tensor as input; expected a program that does")

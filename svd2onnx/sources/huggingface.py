@@ -125,9 +125,8 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
     missing = sorted(found["missing_keys"])
     if missing:
         raise SourceError(
-            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]!r}; expected "
-            "all of them: does "
-            "config.json name the architecture that was trained?"
+            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]!r}; expected all "
+            "of them: does config.json name the architecture that was trained?"
         )
     module: nn.Module = network.eval().requires_grad_(False)
     return module

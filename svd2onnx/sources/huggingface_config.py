@@ -69,9 +69,8 @@ def kind_of_network(folder: Path, description: Mapping[str, Any]) -> tuple[Any, 
     kind = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise SourceError(
-            f"{path} names the architecture {name!r}, which transformers {transformers.__version__} does "
-            "not have; "
-            f"expected one of its own, as code of the folder is not run: {WRITE_MODEL_FILE}"
+            f"{path} names the architecture {name!r}, which transformers {transformers.__version__} does not "
+            f"have; expected one of its own, as code of the folder is not run: {WRITE_MODEL_FILE}"
         )
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -92,8 +91,7 @@ def check_size(folder: Path, kind: Any, config: Any) -> None:
     if not files:
         raise SourceError(
             f"{folder} holds no .safetensors file; expected the weights in that form: load the folder with "
-            "transformers and "
-            "write it with save_pretrained"
+            "transformers and write it with save_pretrained"
         )
     stored = 0
     for path in files:
@@ -114,8 +112,7 @@ def check_size(folder: Path, kind: Any, config: Any) -> None:
     if wanted > stored or buffers > _MOST_BUFFER_BYTES:
         raise SourceError(
             f"{folder / 'config.json'} describes a network of {wanted} weights, and the .safetensors files "
-            "beside it hold "
-            f"{stored}; expected files that belong together: put all of them there"
+            f"beside it hold {stored}; expected files that belong together: put all of them there"
         )
 
 

@@ -80,9 +80,8 @@ def images_in(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise SourceError(
-            f"the folder {folder} of --calibration holds no image; expected files such as .jpg or .png, or "
-            "a .npz, "
-            ".safetensors, .txt or .py file instead of a folder"
+            f"the folder {folder} of --calibration holds no image; expected files such as .jpg or .png, or a "
+            ".npz, .safetensors, .txt or .py file instead of a folder"
         )
     try:
         import PIL.Image  # noqa: F401

@@ -81,8 +81,7 @@ def parse_shapes(texts: Sequence[str], model: nn.Module, path: Path) -> tuple[In
         if match is None or (match[3] or "float32") not in DTYPES:
             raise SourceError(
                 f"--input-shape {text!r} is none; expected NAME=1,3,224,224 or 1,3,224,224, and :int64 "
-                "behind it "
-                f"for another type, of {', '.join(DTYPES)}"
+                f"behind it for another type, of {', '.join(DTYPES)}"
             )
         name = match[1] or next((name for name in taken if name not in specs), "")
         shape = tuple(map(int, match[2].split(",")))

@@ -23,8 +23,7 @@ from svd2onnx.sources.state_dict import load_into, tensors_of
 
 _NO_DATA = (
     "no --calibration was given: the fidelity was measured on random inputs, which tell little of real "
-    "ones; give "
-    "--calibration for a plan that fits your data"
+    "ones; give --calibration for a plan that fits your data"
 )
 _NOT_HELD_OUT = (
     "--calibration has fewer than 5 samples: the fidelity was measured on those that were calibrated on"
@@ -91,8 +90,7 @@ def with_data(network: Network, settings: Settings) -> Source:
         names = ", ".join(required_arguments(network.model))
         raise SourceError(
             f"{network.path} does not tell what it takes; expected --calibration FILE.npz with the arrays "
-            f"{names}, or "
-            "--input-shape NAME=1,3,224,224 for each of them"
+            f"{names}, or --input-shape NAME=1,3,224,224 for each of them"
         )
     if settings.recover:
         raise SourceError("--recover retrains on data, and there is none: give --calibration")
@@ -137,8 +135,7 @@ def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, d
     if settings.model is None:
         raise SourceError(
             f"{path} holds {len(tensors)} tensors and no network; expected --model FILE.py, a Python file "
-            "whose build() "
-            "makes the network they belong to"
+            "whose build() makes the network they belong to"
         )
     own_data = settings.calibration is None and not settings.input_shape
     file = _model_file(settings.model, settings, data, needs=("build", "inputs") if own_data else ("build",))

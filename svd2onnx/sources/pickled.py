@@ -29,9 +29,8 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
     if not trusted:
         raise SourceError(
             f"{path} is a pickle of {_some(foreign)}, and loading it runs whatever code its maker put into "
-            "it; expected "
-            "weights only: give --trust-pickle if you trust whoever made it, or a state dict with --model "
-            "file.py, or a .pt2"
+            "it; expected weights only: give --trust-pickle if you trust whoever made it, or a state dict "
+            "with --model file.py, or a .pt2"
         )
     try:
         with warnings.catch_warnings():
@@ -40,8 +39,7 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
     except (ImportError, AttributeError) as error:
         raise SourceError(
             f"{path} needs the code of its classes ({error}); expected it to be importable: run svd2onnx "
-            "where that code "
-            "lies, with PYTHONPATH=. if need be, or give a state dict with --model file.py"
+            "where that code lies, with PYTHONPATH=. if need be, or give a state dict with --model file.py"
         ) from error
     except Exception as error:
         line = " ".join(str(error).split())[:200]

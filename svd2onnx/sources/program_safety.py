@@ -60,9 +60,8 @@ def safe_copy(path: Path) -> Iterator[IO[bytes]]:
                     copy.writestr(f"{MODEL}/{name}", content)
         except Unsafe as error:
             raise SourceError(
-                f"{path} is not loaded, because {error}; expected a graph of PyTorch's own operators: "
-                "export the "
-                "network as such, or write a model file (.py)"
+                f"{path} is not loaded, because {error}; expected a graph of PyTorch's own operators: export "
+                "the network as such, or write a model file (.py)"
             ) from error
         file.seek(0)
         yield file

@@ -32,10 +32,9 @@ _MODES = {"torch.ops.higher_order.wrap_with_set_grad_enabled"}
 _OPENS_FILES = {"from_file"}
 _ARITHMETIC = set(
     "Add Mul Max Min Abs Integer Rational Float floor ceiling Mod PythonMod FloorDiv CleanDiv CeilDiv "
-    "IntTrueDiv "
-    "FloatTrueDiv ToFloat TruncToInt TruncToFloat FloorToInt CeilToInt RoundToInt ModularIndexing Identity "
-    "Where "
-    "Eq Ne Lt Le Gt Ge Equality Unequality LessThan StrictLessThan GreaterThan StrictGreaterThan And Or "
+    "IntTrueDiv FloatTrueDiv ToFloat TruncToInt TruncToFloat FloorToInt CeilToInt RoundToInt "
+    "ModularIndexing Identity Where Eq Ne Lt Le Gt Ge Equality Unequality LessThan StrictLessThan "
+    "GreaterThan StrictGreaterThan And Or "
     "Not".split()
 )
 _SYMBOL = re.compile(r"z?[suf]{1,2}\d{1,6}|[A-Za-z]\w{0,30}_\d{1,6}")

@@ -32,8 +32,7 @@ def tensors_of(path: Path, loaded: Any) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise SourceError(
                 f"{path} holds {type(value).__name__} under {str(name)[:80]!r}; expected a state dict, from "
-                "names to tensors: "
-                "save network.state_dict()"
+                "names to tensors: save network.state_dict()"
             )
     return dict(loaded)
 
@@ -68,8 +67,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, archi
     if problems:
         raise SourceError(
             f"{path} does not fit the network of {architecture}: it {'; it '.join(problems)}; expected "
-            "exactly the "
-            "names and shapes of build().state_dict()"
+            "exactly the names and shapes of build().state_dict()"
         )
     with torch.no_grad():
         model.load_state_dict(dict(tensors), strict=False)
