@@ -9,6 +9,10 @@
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
     dynamic_shapes                    optional; {argument: {dimension: name}}, as torch.export takes it
+    with_past(network)                optional; what --with-past exports in place of a causal language model
+                                      that build() gave, or of the compressed one: a ``decoder.WithPast``
+    tokenizer()                       optional; encode(text), decode(ids) and eos_token_id, as transformers'
+                                      have them, for `svd2onnx generate`; optional arguments: those of build
 
 A model file is a program: running it is what is asked for. Nothing else is executed.
 """
@@ -60,6 +64,25 @@ class ModelFile:
     @property
     def dynamic_shapes(self) -> DynamicShapes | None:
         return getattr(self.module, "dynamic_shapes", None)
+
+    @property
+    def with_past(self) -> Callable[..., Any] | None:
+        return self._optional("with_past")
+
+    def tokenizer(self) -> Any:
+        """What turns text into tokens and back.
+
+        Raises:
+            SourceError: the file has none, or it fails.
+        """
+        make = self._optional("tokenizer")
+        if make is None:
+            raise SourceError(
+                f"{self.path} defines no function tokenizer(), which reads a prompt: add one "
+                "(svd2onnx.loading says what it gives)"
+            )
+        known = inspect.signature(self.module.tokenizer).parameters
+        return make(**{name: value for name, value in self._asked_weights().items() if name in known})
 
     def build(self) -> nn.Module:
         """The network, in eval mode.
@@ -119,9 +142,9 @@ class ModelFile:
         if function is None:
             return None
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             with _blamed_on(self.path, f"{name}()"):
-                return function(*arguments)
+                return function(*arguments, **named)
 
         return call
 

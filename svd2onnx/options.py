@@ -164,6 +164,10 @@ def compression_options(command: Command) -> Command:
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
         ),
+        click.option(
+            "--with-past", is_flag=True,
+            help="Past keys and values as inputs and outputs, to generate text a token at a time.",
+        ),
         THREADS,
     ]  # fmt: skip
     return _with(options, run_options(command))

@@ -36,7 +36,7 @@ from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
 from svd2onnx.sources.source import Source
-from svd2onnx.timing import measure_latency
+from svd2onnx.timing import measure_latency, measure_step
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
 from svd2onnx_runtime.session import resolve_provider
@@ -80,7 +80,8 @@ def compress_export(
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
         model = prepared.model
-        export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
+        traced = prepared.traced(model)
+        export_float(model, prepared.example, prepared.dynamic_shapes, float_draft, traced=traced)
         fit, judging = hold_out(prepared.batches)
         recall = recall_on(cache, prepared, float_draft, settings, fit, judging)
         statistics = gather_statistics(prepared, settings, fit, judging, track, recall)
@@ -131,6 +132,7 @@ def compress_export(
         inputs = as_arrays(arguments_of(model, evaluation[0]))
         is_fixed = not any(0 in axes for axes in prepared.dynamic_shapes.values())
         bench_batches = (len(next(iter(inputs.values()))),) if is_fixed else BENCH_BATCHES
+        pasts = (inputs["input_ids"].shape[1],) if settings.with_past else ()
         report = CompressionReport(
             source=str(source),
             output=str(output),
@@ -149,7 +151,8 @@ def compress_export(
             latency=tuple(
                 measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
                 for batch in track(bench_batches, "Benchmarking", len(bench_batches))
-            ),
+            )
+            + tuple(measure_step(draft, float_draft, past, 1, provider, settings.threads) for past in pasts),
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,

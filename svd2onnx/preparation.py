@@ -12,6 +12,7 @@ from torch import nn
 
 from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
+from svd2onnx.decoder import Traced, traced_with_past
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
@@ -38,6 +39,8 @@ class Prepared:
     shelf: Shelf = field(default_factory=Shelf)
     is_large: bool = False
     """Whether its weights alone are more than is kept in memory."""
+    with_past: bool = False
+    """Whether files take the past's keys and values; all that is measured in PyTorch does without."""
 
     @property
     def objective(self) -> str:
@@ -58,6 +61,12 @@ class Prepared:
     def example(self) -> Batch:
         return example_of(self.model, self.batches)
 
+    def traced(self, network: nn.Module) -> Traced:
+        """What is exported of ``network``, this one or its like."""
+        if self.with_past and self.source.with_past is not None:
+            return traced_with_past(self.source.with_past(network))
+        return Traced(network, self.example, self.dynamic_shapes)
+
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
     """Load the source, take its calibration batches, and find the layers of its network.
@@ -68,6 +77,11 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     """
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
     loaded = load_source(source, settings, data)
+    if settings.with_past and loaded.with_past is None:
+        raise SourceError(
+            f"--with-past was given, and {source} does not say how it takes a past: leave it out, or define "
+            "with_past(network) in a model file (svd2onnx.loading says what it is)"
+        )
     shelf = Shelf()
     with MadeOn(shelf):
         model = loaded.build()
@@ -83,7 +97,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         raise type(error)(f"{source}: {error}") from error
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    return Prepared(loaded, model, chosen, batches, shelf, is_large)
+    return Prepared(loaded, model, chosen, batches, shelf, is_large, settings.with_past)
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

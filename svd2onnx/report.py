@@ -70,12 +70,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process)."""
+    """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process).
+
+    Where ``past`` is not 0, of one token after so many.
+    """
 
     batch: int
     median_ms: float
     reference_ms: float
     ratio: float
+    past: int = 0
 
 
 @dataclass(frozen=True)

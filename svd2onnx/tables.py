@@ -53,8 +53,9 @@ def compression_table(report: CompressionReport) -> Table:
             f"{speed.measured:.2f} of float32 (planned: {speed.predicted:.2f}, asked: {speed.asked:.2f})",
         )
     for latency in report.latency:
+        step = f", a token after {latency.past}" if latency.past else ""
         table.add_row(
-            f"latency, batch {latency.batch}",
+            f"latency, batch {latency.batch}{step}",
             f"{latency.median_ms:.2f} ms, {latency.ratio:.2f} of float32 ({latency.reference_ms:.2f} ms)",
         )
     certificate = report.certificate

@@ -14,15 +14,15 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
     "errors interruption failures progress once drafts outputs workers memory spill scales schema "
-    "quantize moments descent lowrank convolution layer_statistics layers loading probes agreement "
+    "quantize moments descent lowrank convolution layer_statistics layers loading decoder probes agreement "
     "gathering calibrate rounding factors realize score activations planner candidates records entries "
     "cache recall knapsack deadline report charts page goals modules straight_through teacher student "
     "rewrite recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export "
     "integer layer_graphs latency settings sources sources.images sources.inputs sources.network "
     "sources.archive sources.pickles sources.program_text sources.program_safety "
     "sources.graph_operators sources.graph_layers sources.exported sources.safetensor_files "
-    "sources.state_dict sources.pickled sources.huggingface_config sources.huggingface sources.npz "
-    "sources.calibration sources.detect sources.source sources.load folded packed half forms plain "
+    "sources.state_dict sources.pickled sources.huggingface_config sources.tokenizer sources.huggingface "
+    "sources.npz sources.calibration sources.detect sources.source sources.load folded packed half forms plain "
     "batchnorm preparation clock verify timing building choosing settling pipeline inspection "
     "sweep_points sweep tables plots __init__ options console commands commands.compress_export "
     "commands.sweep commands.inspect commands.bench commands.evaluate commands.certify commands.report "
