@@ -22,11 +22,11 @@ LAYERS = (
     "sources.archive sources.pickles sources.program_text sources.program_safety "
     "sources.graph_operators sources.graph_layers sources.exported sources.safetensor_files "
     "sources.state_dict sources.pickled sources.huggingface_config sources.tokenizer sources.huggingface "
-    "sources.npz sources.calibration sources.detect sources.source sources.load folded packed half forms plain "
-    "batchnorm preparation clock verify timing building choosing settling pipeline inspection "
-    "sweep_points sweep tables plots __init__ options console commands commands.compress_export "
-    "commands.sweep commands.inspect commands.bench commands.evaluate commands.certify commands.report "
-    "commands.completion cli __main__"
+    "sources.npz sources.calibration sources.detect sources.source sources.load folded packed half forms "
+    "plain batchnorm preparation clock verify timing building choosing settling pipeline inspection "
+    "sweep_points sweep generation tables plots __init__ options console commands commands.compress_export "
+    "commands.sweep commands.inspect commands.bench commands.evaluate commands.certify commands.generate "
+    "commands.report commands.completion cli __main__"
 ).split()
 
 BLOCK_AND_IMPORT = """
