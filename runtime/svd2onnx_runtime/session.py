@@ -179,7 +179,7 @@ def stating_failures() -> Iterator[None]:
         yield
     except _errors("InvalidArgument") as error:
         raise InputsError(f"the arrays do not fit the graph: {one_line(error)}") from error
-    except _errors(*_ORT_ERRORS) as error:
+    except (*_errors(*_ORT_ERRORS), RuntimeError) as error:  # the last is all that bound runs raise
         raise GraphError(f"the graph failed while running: {one_line(error)}") from error
 
 
