@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from svd2onnx.decoder import WithPast
 from svd2onnx.errors import SourceError, Svd2OnnxError
 
 OBJECTIVES = ("cosine", "kl", "mse")
@@ -66,8 +67,22 @@ class ModelFile:
         return getattr(self.module, "dynamic_shapes", None)
 
     @property
-    def with_past(self) -> Callable[..., Any] | None:
-        return self._optional("with_past")
+    def with_past(self) -> Callable[[nn.Module], WithPast] | None:
+        """What makes a network of the file generate; a SourceError where it gives something else."""
+        make = self._optional("with_past")
+        if make is None:
+            return None
+
+        def checked(network: nn.Module) -> WithPast:
+            made = make(network)
+            if not isinstance(made, WithPast):
+                raise SourceError(
+                    f"with_past() in {self.path} must return a WithPast, not {type(made).__name__}: "
+                    "see svd2onnx.decoder"
+                )
+            return made
+
+        return checked
 
     def tokenizer(self) -> Any:
         """What turns text into tokens and back.

@@ -179,7 +179,7 @@ def stating_failures() -> Iterator[None]:
         yield
     except _errors("InvalidArgument") as error:
         raise InputsError(f"the arrays do not fit the graph: {one_line(error)}") from error
-    except (*_errors(*_ORT_ERRORS), RuntimeError) as error:  # the last is all that bound runs raise
+    except _failures() as error:
         raise GraphError(f"the graph failed while running: {one_line(error)}") from error
 
 
@@ -250,6 +250,11 @@ def _errors(*names: str) -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return tuple(getattr(state, name) for name in names)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a run raises; one with bound inputs knows but RuntimeError."""
+    return (*_errors(*_ORT_ERRORS), RuntimeError)
 
 
 def _size(name: str, axis: int, dim: int | str | None, dims: Mapping[str, int]) -> int:
