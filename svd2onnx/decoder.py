@@ -45,7 +45,8 @@ class WithPast(nn.Module):
     """A causal language model of ``transformers`` as above; ``decoder`` is taken as it is, weights and all.
 
     The mask goes in ready to be added to the attention scores, and positions count the real tokens, so that
-    padding may stand on either side. Attention over a window needs other masks.
+    padding may stand on either side. Attention over a window needs other masks. A network that is not of
+    ``transformers`` needs a subclass, with ``forward`` and ``past`` of its own.
     """
 
     def __init__(self, decoder: nn.Module) -> None:

@@ -90,6 +90,8 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     is_large = shelf.overflows
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
+    if settings.with_past:
+        _check_text(source, arguments_of(model, batches[0]))
     try:
         fold_batchnorm(model, arguments_of(model, batches[0]))
         sites = layer_sites.discover(model, arguments_of(model, batches[0]))
@@ -107,6 +109,16 @@ def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
     """
     largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
     return arguments_of(model, largest)
+
+
+def _check_text(source: Path, arguments: Batch) -> None:
+    """A graph with a cache takes texts, and is judged on those of the network without one."""
+    sizes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
+    if set(sizes) != {"input_ids", "attention_mask"} or len(set(sizes.values())) > 1:
+        raise SourceError(
+            "--with-past is for networks of input_ids and attention_mask, both [batch, sequence], and "
+            f"{source} gives {sizes}: leave it out, or let forward take these two"
+        )
 
 
 def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:

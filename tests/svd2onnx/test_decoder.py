@@ -20,10 +20,10 @@ from svd2onnx.errors import SourceError, VerificationError
 from svd2onnx.export import export_float
 from svd2onnx.forms import to_form
 from svd2onnx.loading import load_model_file
-from svd2onnx.preparation import prepare
 from svd2onnx.report import CompressionReport
 from svd2onnx.settings import Form, Settings
 from svd2onnx.sources.huggingface import load_folder
+from svd2onnx.sources.load import load_source
 from svd2onnx.verify import TOLERANCE, check_strict
 from svd2onnx_runtime import Footprint, Roofline, generate, open_session
 from svd2onnx_runtime.generate import logits_in_pieces
@@ -332,13 +332,20 @@ def test_a_source_without_a_cache_is_refused(model_file: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_network_that_takes_no_texts_is_refused(write_model_file: Any, tmp_path: Path) -> None:
+    add = "from svd2onnx.decoder import WithPast\n\ndef with_past(network):\n    return WithPast(network)"
+    line = failure("compress-export", write_model_file(add=add), "-o", tmp_path / "out.onnx", "--with-past")
+    assert "--with-past is for networks of input_ids and attention_mask" in line
+    assert "'ids': (8, 6)" in line
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_something_else_in_place_of_a_cache_is_refused(write_model_file: Any) -> None:
-    source = write_model_file(add="def with_past(network):\n    return network")
-    prepared = prepare(source, Settings(with_past=True), None)
-    with pytest.raises(
-        SourceError, match=r"with_past\(\) in .*network\.py must return a WithPast, not Network"
-    ):
-        prepared.traced(prepared.model)
+    file = write_model_file(add="def with_past(network):\n    return network")
+    source = load_source(file, Settings())
+    assert source.with_past is not None
+    with pytest.raises(SourceError, match=r"with_past\(\) in .* must return a WithPast, not Network"):
+        source.with_past(source.build())
 
 
 def test_folders_offer_a_cache_where_all_of_the_past_is_attended_to(tmp_path: Path) -> None:
