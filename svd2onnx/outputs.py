@@ -54,6 +54,31 @@ def staged(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tuple[Pa
 
 
 @contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Give a draft of the folder ``target``, which takes its place when the block succeeds.
+
+    What is there already is never replaced: no system exchanges two folders safely against a kill.
+
+    Raises:
+        OutputError: ``target`` holds something, or cannot be written.
+    """
+    place = target.resolve()
+    with contextlib.ExitStack() as stack:
+        with _refused(target):
+            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+                raise OutputError(
+                    f"cannot write {target}: it is there already; remove it or name another folder"
+                )
+            if not place.parent.is_dir():
+                raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist")
+            draft = stack.enter_context(draft_folder(place.parent, place.name)) / place.name
+            draft.mkdir()
+        yield draft
+        with _refused(target):
+            os.rename(draft, place)
+
+
+@contextlib.contextmanager
 def _refused(target: Path) -> Iterator[None]:
     try:
         yield
