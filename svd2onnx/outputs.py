@@ -62,15 +62,16 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: ``target`` holds something, or cannot be written.
     """
-    place = target.resolve()
+    place = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
         with _refused(target):
-            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
                 raise OutputError(
                     f"cannot write {target}: it is there already; remove it or name another folder"
                 )
             if not place.parent.is_dir():
-                raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist")
+                what = "is a file" if place.parent.exists() else "does not exist"
+                raise OutputError(f"cannot write {target}: the folder {target.parent} {what}")
             draft = stack.enter_context(draft_folder(place.parent, place.name)) / place.name
             draft.mkdir()
         yield draft

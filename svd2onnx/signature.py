@@ -58,6 +58,8 @@ def read_signature(graph: Path) -> Signature:
     except Exception as error:  # of the protobuf parser and of onnx-ir, which have many
         line = " ".join(str(error).split())
         raise GraphError(f"{graph} is no ONNX file: {line[:200]}") from error
+    if not model.graph.outputs:
+        raise GraphError(f"{graph} is no ONNX file: it gives nothing")
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     return Signature(
         inputs=tuple(_tensor(value, graph) for value in inputs),
