@@ -1,4 +1,4 @@
-"""The schema of config.pbtxt that NVIDIA publishes in its client package, and the server's rules beyond it."""
+"""The schema of config.pbtxt that NVIDIA publishes with its client, and what its server asks beyond it."""
 
 import importlib.util
 from importlib.metadata import distribution
