@@ -57,7 +57,7 @@ def staged(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tuple[Pa
 def staged_folder(target: Path) -> Iterator[Path]:
     """Give a draft of the folder ``target``, which takes its place when the block succeeds.
 
-    What is there already is never replaced: no system exchanges two folders safely against a kill.
+    What is there already is never replaced, because a kill between two renames would lose it.
 
     Raises:
         OutputError: ``target`` holds something, or cannot be written.

@@ -118,8 +118,9 @@ def _try_first_request(artifact: Artifact, serving: Serving) -> None:
     request = first_request(artifact.signature, serving)
     if request is None:
         return
+    session = open_session(artifact.graph)
     try:
-        run(open_session(artifact.graph), request)
+        run(session, request)
     except GraphError as error:
         raise GraphError(
             f"{error} (on zeros, as Triton would first run it: set sizes that it takes by --dim)"

@@ -93,7 +93,7 @@ def test_what_a_report_holds_stays_text() -> None:
         output=EVIL,
         machine=EVIL,
         warnings=(EVIL,),
-        settings={EVIL: EVIL},
+        settings={EVIL: EVIL, "threads": EVIL, "operator": EVIL},
         versions={"svd2onnx": EVIL, EVIL: EVIL},
         layers=(LayerReport(EVIL, EVIL, (4, 4), EVIL, 64, 16),),
     )
