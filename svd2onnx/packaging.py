@@ -11,6 +11,7 @@ The same file gives the same bytes, on whatever machine and at whatever time.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +79,7 @@ def write_model(artifact: Artifact, repository: Path, serving: Serving) -> list[
     if target == version:
         _check_model(artifact, model, serving)
     files = {MODEL: artifact.graph} | ({artifact.data.name: artifact.data} if artifact.data else {})
-    with staged_folder(target) as draft:
+    with staged_folder(target, _drafts(target, repository)) as draft:
         place = draft / version.relative_to(target)
         place.mkdir(parents=True, exist_ok=True)
         _fill(place, files, {CARD: card(artifact, MODEL)})
@@ -86,6 +87,12 @@ def write_model(artifact: Artifact, repository: Path, serving: Serving) -> list[
             (place.parent / CONFIG).write_text(config, encoding="utf-8")
     written = [] if target == version else [model / CONFIG]
     return [*written, *(version / name for name in (*files, CARD, CHECKSUMS))]
+
+
+def _drafts(target: Path, repository: Path) -> Path | None:
+    """A server takes every folder in its repository for a model, and does not start where one is none."""
+    outside = repository.resolve().parent
+    return outside if target.parent == repository and os.access(outside, os.W_OK) else None
 
 
 def _fill(folder: Path, files: dict[str, Path], texts: dict[str, str]) -> None:

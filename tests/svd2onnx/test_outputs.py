@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,18 @@ def test_a_folder_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     assert (
         target.stat().st_mode == (target / "1").stat().st_mode
     )  # that of any new folder, not of a private one
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_draft_may_lie_on_another_file_system(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        with staged_folder(tmp_path / "new", Path(other)) as draft:
+            (draft / "1").mkdir()
+            (draft / "1" / "a").write_text("whole")
+            assert list(tmp_path.iterdir()) == []
+        assert list(Path(other).iterdir()) == []
+    assert contents(tmp_path) == {"new/1/a": "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:

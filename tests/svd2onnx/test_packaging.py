@@ -269,6 +269,23 @@ def test_a_kill_leaves_nothing_that_looks_whole_and_the_next_run_cleans_up(
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
+def test_a_repository_that_is_served_holds_no_drafts_of_models(
+    compressed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    (repository / "other").mkdir(parents=True)
+    seen = []
+
+    def digest(path: Path) -> str:
+        seen.append(sorted(own.name for own in repository.iterdir()))
+        return file_digest(path)
+
+    monkeypatch.setattr("svd2onnx.packaging.file_digest", digest)
+    assert package(compressed_file, "-o", repository, "--format", "triton").exit_code == 0
+    assert set(map(tuple, seen)) == {("other",)}
+    assert sorted(own.name for own in repository.iterdir()) == ["other", "out"]
+
+
 def test_int8_layers_are_for_the_cpu(compressed_file: Path, tmp_path: Path) -> None:
     graph = copied(compressed_file, tmp_path)
     Path(f"{graph}.plan.json").unlink()
