@@ -6,14 +6,19 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from svd2onnx import calibrate as calibrating
 from svd2onnx import spill
+from svd2onnx.calibrate import calibrate
 from svd2onnx.errors import OutputError
+from svd2onnx.layers import discover
 from svd2onnx.pipeline import compress_export
+from svd2onnx.probes import probe
 from svd2onnx.settings import Settings
 from svd2onnx.spill import MadeOn, Shelf
 from tests.svd2onnx.networks import Mlp, seeded
@@ -103,6 +108,24 @@ def test_a_full_disk_is_told(in_files: None, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match=r"No space left on device; .*set TMPDIR"):
         Shelf().zeros((8,))
+
+
+def test_what_gradients_need_is_in_files(in_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def probing(*arguments: Any) -> tuple[Tensor, int]:
+        found.append(mapped_bytes())
+        return probe(*arguments)
+
+    monkeypatch.setattr(calibrating, "probe", probing)
+    network, batch = seeded(Mlp), {"x": torch.randn(2048, 64)}
+    sites = discover(network, batch)
+    before = mapped_bytes()
+    calibrate(network, sites, [batch], "mse")
+    inputs, kept_by_relu = 2048 * (64 + 96) * 4, 2048 * 96 * 4
+    assert found[0] - before >= inputs + kept_by_relu
+    gc.collect()
+    assert mapped_bytes() == before
 
 
 def test_the_file_is_the_same_wherever_tensors_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
