@@ -68,9 +68,9 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         PlanError: a pattern matches no layer.
     """
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
-    loaded = load_source(source, settings, data)
     shelf = Shelf()
     with MadeOn(shelf):
+        loaded = load_source(source, settings, data)
         model = loaded.build()
     model = make_plain(model)
     shelf.keep_module(model)

@@ -87,6 +87,30 @@ def test_modules_that_are_made_on_a_shelf_are_as_any_others(in_files: None) -> N
         assert nn.Linear(4, 4).weight.is_meta
 
 
+def test_weights_of_another_dtype_are_read_onto_a_shelf(in_files: None, tmp_path: Path) -> None:
+    """A folder in bfloat16, whose weights in float32 are twice as large as its files."""
+    from transformers import BertConfig, BertModel
+
+    from svd2onnx.sources.huggingface import load_folder
+
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=300
+    )
+    seeded(lambda: BertModel(config)).bfloat16().save_pretrained(tmp_path)
+    expected = load_folder(tmp_path).model
+    before = mapped_bytes()
+    with MadeOn(Shelf()):
+        found = load_folder(tmp_path).model
+    linears = sum(p.nbytes for name, p in found.named_parameters() if p.ndim == 2)
+    assert mapped_bytes() - before >= linears
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+    for (name, ours), (_, other) in zip(
+        found.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        assert ours.dtype == other.dtype, name
+        assert torch.equal(ours, other), name
+
+
 def test_a_module_is_put_on_a_shelf_as_it_is(in_files: None) -> None:
     network = seeded(Mlp)
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
