@@ -15,6 +15,7 @@ from svd2onnx.batchnorm import fold_batchnorm
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
+from svd2onnx.memory import release_at_once
 from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
@@ -67,13 +68,15 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         PlanError: a pattern matches no layer.
     """
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
-    loaded = load_source(source, settings, data)
     shelf = Shelf()
     with MadeOn(shelf):
+        loaded = load_source(source, settings, data)
         model = loaded.build()
     model = make_plain(model)
     shelf.keep_module(model)
     is_large = shelf.overflows
+    if is_large:
+        release_at_once()
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     try:
