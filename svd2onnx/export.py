@@ -24,6 +24,7 @@ from svd2onnx.liveness import dead_layers
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import QuantizedNode, insert_dequantize
 from svd2onnx.schema import CompressedLayer
+from svd2onnx.signature import VERSION_KEY
 from svd2onnx.stored import plan_again
 
 OPSET = 21
@@ -91,7 +92,7 @@ def export(
     onnx_model.producer_name = "svd2onnx"
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
-    onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
+    onnx_model.metadata_props[VERSION_KEY] = version("svd2onnx")
     list_matmuls(onnx_model, planned)
     drop_inferable(onnx_model)
     save(onnx_model, path)

@@ -17,7 +17,7 @@ from svd2onnx.calibrate import hold_out
 from svd2onnx.candidates import forms_of, priced
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
-from svd2onnx.moments import roots, times
+from svd2onnx.moments import root, times
 from svd2onnx.pipeline import gather_statistics
 from svd2onnx.planner import fitting_spec
 from svd2onnx.preparation import prepare
@@ -27,7 +27,7 @@ from svd2onnx.settings import DEFAULT_BLOCKS, Settings
 from svd2onnx.workers import map_layers
 
 ENERGIES = (0.9, 0.99)
-_FLOOR = 1e-12
+_FLOOR = 1e-8
 """Of the spectrum of A: as good as nothing."""
 
 
@@ -103,8 +103,8 @@ def _inspected(model: nn.Module, site: LayerSite, statistics: LayerStatistics | 
     if site.kind != "embedding":
         spectrum = Spectrum.of(weight)
         if statistics is not None and statistics.covariance is not None:
-            root, _ = roots(statistics.covariance.float(), _FLOOR)
-            used = Spectrum.of(times(weight, root))
+            inputs = root(statistics.covariance.double(), _FLOOR)
+            used = Spectrum.of(times(weight, inputs.float()))
     gains = _gains(weight, site, statistics)
     many = f": its {site.copies} calls need a copy of its codes each" if site.copies > 1 else ""
     note = None if gains else f"no other form is smaller{many}"

@@ -39,6 +39,7 @@ from svd2onnx.sources.source import Source
 from svd2onnx.timing import measure_latency, measure_step
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
+from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.session import resolve_provider
 
 BENCH_BATCHES = (1, 8)
@@ -160,6 +161,8 @@ def compress_export(
             versions=tool_versions(),
             retraining=build.retraining,
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
+            machine=device_name(provider),
+            data_sha256=file_digest(weights_file(draft)) if weights_file(draft).exists() else None,
         )
         report_draft.write_text(report.to_json())
         if page:

@@ -16,6 +16,7 @@ from svd2onnx.decoder import Traced, traced_with_past
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
+from svd2onnx.memory import release_at_once
 from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
@@ -76,18 +77,20 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         PlanError: a pattern matches no layer.
     """
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
-    loaded = load_source(source, settings, data)
-    if settings.with_past and loaded.with_past is None:
-        raise SourceError(
-            f"--with-past was given, and {source} does not say how it takes a past: leave it out, or define "
-            "with_past(network) in a model file (svd2onnx.loading says what it is)"
-        )
     shelf = Shelf()
     with MadeOn(shelf):
+        loaded = load_source(source, settings, data)
+        if settings.with_past and loaded.with_past is None:
+            raise SourceError(
+                f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
+                "define with_past(network) in a model file (svd2onnx.loading says what it is)"
+            )
         model = loaded.build()
     model = make_plain(model)
     shelf.keep_module(model)
     is_large = shelf.overflows
+    if is_large:
+        release_at_once()
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     if settings.with_past:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.factors import quantized_correction, quantized_pair
+from svd2onnx.factors import Corrections, Target, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Decompose, Factorization, Weighting, factorize
@@ -73,25 +74,41 @@ def realize_forms(
     all are equal and independent.
     """
     curvature = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
-    specs = [form.dense for form in forms if form.dense and not form.factors]
-    dense = iter(_rounded(weight, specs, curvature, sweeps))
-    weighting: Weighting | None = None
-    factors: Factorization | None = None
-    whole = curvature or Curvature.identity(weight.shape[1])
+    dense = iter(_rounded(weight, [f.dense for f in forms if f.dense and not f.factors], curvature, sweeps))
+    lowrank = _LowRank(weight, forms, curvature or Curvature.identity(weight.shape[1]))
     for form in forms:
         layer = CompressedLayer(_shape(weight))
         if form.dense and form.factors:
-            weighting = weighting or Weighting(whole.inputs, whole.outputs)
-            term, left, right = quantized_correction(weight, form, whole, weighting)
+            term, left, right = lowrank.corrections.quantized(form)
             layer = replace(layer, dense=term, left=left, right=right)
         elif form.factors:
-            weighting = weighting or Weighting(whole.inputs, whole.outputs)
-            factors = factors or weighting.factorize(weight)
-            left, right = quantized_pair(weight, factors.truncate(form.rank), form.factors, whole)
+            left, right = quantized_pair(lowrank.target, lowrank.factors.truncate(form.rank), form.factors)
             layer = replace(layer, left=left, right=right)
         elif form.dense:
             layer = replace(layer, dense=next(dense))
         yield _with_shift(layer, weight, statistics)
+
+
+class _LowRank:
+    """What the low-rank forms of one weight share, made when it is needed."""
+
+    def __init__(self, weight: Tensor, forms: Sequence[LayerForm], curvature: Curvature) -> None:
+        self._curvature, self.target = curvature, Target(weight, curvature)
+        self._largest_pair = max((form.rank for form in forms if not form.dense), default=0)
+        self._largest_correction = max((form.rank for form in forms if form.dense), default=0)
+
+    @cached_property
+    def _weighting(self) -> Weighting:
+        return Weighting(self._curvature.inputs, self._curvature.outputs)
+
+    @cached_property
+    def factors(self) -> Factorization:
+        return self._weighting.factorize(self.target.weight, self._largest_pair)
+
+    @cached_property
+    def corrections(self) -> Corrections:
+        most = self._largest_correction
+        return Corrections(self.target.weight, self._curvature, self._weighting, most)
 
 
 def realize_article(
