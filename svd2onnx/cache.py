@@ -48,6 +48,10 @@ class Cache:
                 self._drafts = self._stack.enter_context(draft_folder(self.folder, _DRAFTS))
             return self._drafts
 
+    def has(self, name: str) -> bool:
+        """Whether there is an entry under ``name``; it may be damaged."""
+        return self._path(name).exists()
+
     def get(self, name: str) -> Any:
         """The value under ``name``; None where there is none, or a damaged one."""
         path = self._path(name)
