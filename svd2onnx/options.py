@@ -35,7 +35,7 @@ EXECUTOR = click.option(
     type=click.Choice(["threads", "processes", "ray"]),
     default="threads",
     show_default=True,
-    help="What layers and points of a sweep are worked on with; ray is the cluster at RAY_ADDRESS, or one here.",
+    help="What works on layers, and on points of a sweep; ray: the cluster at RAY_ADDRESS, or one here.",
 )
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 

@@ -24,7 +24,7 @@ LAYERS = (
     "sources.safetensor_files sources.state_dict sources.pickled sources.huggingface_config "
     "sources.huggingface sources.npz sources.calibration sources.detect sources.source sources.load "
     "folded packed half forms plain batchnorm preparation clock verify timing building choosing "
-    "settling pipeline inspection sweep_points sweep tables plots __init__ options console commands "
+    "settling pipeline inspection sweep_points study sweep tables plots __init__ options console commands "
     "commands.compress_export commands.sweep commands.inspect commands.bench commands.evaluate "
     "commands.certify commands.report commands.completion cli __main__"
 ).split()

@@ -74,8 +74,8 @@ def sweep(
     Every point is exported and measured by onnxruntime. A run that was stopped goes on where it was, and
     points are added to those that are there. --recover adds a retrained point to each planned one.
     """
-    from svd2onnx import sweep as sweeping
     from svd2onnx import executors
+    from svd2onnx import sweep as sweeping
     from svd2onnx.outputs import staged
     from svd2onnx.plots import draw_sweep, pyplot
     from svd2onnx.settings import Settings
