@@ -93,17 +93,21 @@ def _threads() -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _processes() -> Iterator[Executor]:
+    is_done = False
     try:
         # Arrays are not to be mapped: joblib would keep those of all tasks in memory until the last is done.
-        options = {"initializer": _ignore_interrupts, "max_nbytes": None}
+        options = {"initializer": _prepare_worker, "max_nbytes": None}
         yield Executor(PROCESSES, "loky", joblib.cpu_count, options)
+        is_done = True
     finally:
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=not is_done)
 
 
-def _ignore_interrupts() -> None:
-    """A terminal sends Ctrl-C to workers too: this process ends them."""
+def _prepare_worker() -> None:
+    """The parent ends its workers: Ctrl-C, which a terminal sends to them too, is not for them to tell of."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nor are the semaphores that a killed worker leaves, which the system takes back.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 @contextlib.contextmanager
