@@ -29,7 +29,7 @@ from svd2onnx.errors import ExecutorError
 
 THREADS, PROCESSES, RAY = "threads", "processes", "ray"
 _SHARE = 0.5
-"""Of a core that a worker asks Ray for, so that what is left of a cluster has room for all workers."""
+"""Of a core that a worker asks Ray for: all find room, though Ray counts a lost machine for a while."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 python -m tests.svd2onnx.executor_child EXECUTOR [lose]      prints the digest of all that was made
 python -m tests.svd2onnx.executor_child EXECUTOR hopeless    every worker dies: prints the error
+    python -m tests.svd2onnx.executor_child ray machine          as "lose", of two machines of which one goes
 """
 
 import logging
@@ -51,6 +52,28 @@ def die(_item: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def made_on_two_machines() -> str:
+    """Of which one is killed in the middle of a task."""
+    from ray.cluster_utils import Cluster
+
+    each = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})
+    other = cluster.add_node(**each)
+
+    def kill_other() -> None:
+        while not any(BUSY["ray"] in line for line in descendants(os.getpid()).values()):
+            time.sleep(0.02)
+        cluster.remove_node(other, allow_graceful=False)
+
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        with executor("ray"):
+            threading.Thread(target=kill_other, daemon=True).start()
+            return made()
+    finally:
+        cluster.shutdown()
+
+
 def start_ray() -> None:
     import ray
 
@@ -66,6 +89,9 @@ def start_ray() -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     name, *how = sys.argv[1:]
+    if how == ["machine"]:
+        sys.stdout.write(f"{made_on_two_machines()}\n")
+        sys.exit()
     if name == "ray":
         start_ray()
     with executor(name):

@@ -85,6 +85,16 @@ def test_workers_that_are_lost_again_and_again_end_the_run_in_one_line(name: str
     assert err.count("a worker was lost") == 2
 
 
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [RAY])
+def test_the_bytes_are_those_of_threads_though_a_machine_goes_away(name: str) -> None:
+    code, out, err = finish(start([name, "machine"], command=CHILD))
+    assert code == 0, err
+    assert out.split()[-1] == made()
+    assert "a worker was lost: what it had in hand is done again" in err
+
+
 def test_an_executor_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(ExecutorError, match=r"must be one of .*'ray'.*, not 'dusk'"),
