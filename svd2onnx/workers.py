@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -162,12 +163,13 @@ def _elsewhere(sender: tuple[str, ...], threads: int, number: int, piece: Callab
 
 
 def _explained(error: Exception) -> Exception:
-    """``error``, or what it means where a worker cannot import this package."""
-    text = " ".join(str(error).split())
-    if "No module named 'svd2onnx" not in text:
+    """``error``, or what it means where a worker on another machine cannot import what it needs."""
+    missing = re.search(r"No module named '([\w.]+)'", str(error))
+    if missing is None or current().in_process:
         return error
     return ExecutorError(
-        "a worker cannot import svd2onnx: install it, of the same version, on every machine of the cluster"
+        f"a worker cannot import {missing[1]}: install svd2onnx, of the same version, on every machine "
+        "of the cluster"
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from svd2onnx import executors, workers
 from svd2onnx.cache import open_cache
+from svd2onnx.errors import ExecutorError
 from svd2onnx.recall import Recall
 from svd2onnx.workers import finished, finished_once
 
@@ -80,3 +82,26 @@ def test_what_is_known_is_not_done_again(tmp_path) -> None:
         asked.clear()
         assert run(range(10)) == {number: number * number for number in range(10)}
         assert sorted(asked) == [1, 3, 4, 5, 7, 9]
+
+
+def test_a_worker_that_would_round_otherwise_refuses() -> None:
+    here = (workers.own_code(), *workers.kernels())
+    assert workers._elsewhere(here, 1, 7, lambda: 4) == (7, 4)
+    with pytest.raises(
+        ExecutorError, match=r"processor instructions SLOW and .*same versions on every machine"
+    ):
+        workers._elsewhere((*here[:2], "SLOW"), 1, 7, lambda: 4)
+
+
+def test_a_worker_without_this_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(_item: int) -> None:
+        raise RuntimeError("The worker said:\nNo module named 'svd2onnx.realize'")
+
+    with pytest.raises(RuntimeError):
+        list(finished(work, [1], one))
+    elsewhere = executors.Executor("ray", "threading", lambda: 1)
+    monkeypatch.setattr(workers, "current", lambda: elsewhere)
+    with pytest.raises(
+        ExecutorError, match=r"^a worker cannot import svd2onnx\.realize: install svd2onnx, [^\n]*$"
+    ):
+        list(finished(work, [1], one))
