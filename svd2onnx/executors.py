@@ -106,6 +106,8 @@ def _processes() -> Iterator[Executor]:
 def _prepare_worker() -> None:
     """The parent ends its workers: Ctrl-C, which a terminal sends to them too, is not for them to tell of."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a model file prints has been printed by the parent, whose stdout may be for the result alone.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     # Nor are the semaphores that a killed worker leaves, which the system takes back.
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
 

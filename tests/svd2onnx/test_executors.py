@@ -110,11 +110,12 @@ def files_of(folder: Path, name: str, command: str, *options: object) -> dict[st
     """What a run writes, without times."""
     (folder / name).mkdir()
     source = folder / "network.py"
-    source.write_text(MODEL_FILE)
+    source.write_text(f"{MODEL_FILE}\nprint('this is read')\n")
     output = {"compress-export": folder / name / "out.onnx", "sweep": folder / name}[command]
-    shared = (source, "-o", output, "--provider", "cpu", "--executor", name)
-    code, _, err = finish(start([command, *shared, *options], command=COMMAND))
+    shared = (source, "-o", output, "--provider", "cpu", "--executor", name, "--json")
+    code, out, err = finish(start([command, *shared, *options], command=COMMAND))
     assert code == 0, err
+    assert json.loads(out)  # and nothing else
     files = contents(folder / name)
     for path, times in (("out.onnx.report.json", ("output", "seconds", "latency")), ("sweep.json", ())):
         if path in files:
