@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +32,15 @@ from svd2onnx.errors import ExecutorError
 THREADS, PROCESSES, RAY = "threads", "processes", "ray"
 _SHARE = 0.5
 """Of a core that a worker asks Ray for: all find room, though Ray counts a lost machine for a while."""
+
+
+_ANSWERS_S = 30.0
+"""Seconds that a cluster may take to answer at all."""
+_TRACKERS = (
+    "multiprocessing.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+    "joblib.externals.loky.backend.stdlib_py314_resource_tracker",
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ def _threads() -> Iterator[Executor]:
 @contextlib.contextmanager
 def _processes() -> Iterator[Executor]:
     is_done = False
+    _silence_trackers()
     try:
         # Arrays are not to be mapped: joblib would keep those of all tasks in memory until the last is done.
         options = {"initializer": _prepare_worker, "max_nbytes": None}
@@ -108,8 +120,6 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a model file prints has been printed by the parent, whose stdout may be for the result alone.
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    # Nor are the semaphores that a killed worker leaves, which the system takes back.
-    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 @contextlib.contextmanager
@@ -135,6 +145,7 @@ def _ray() -> Iterator[Executor]:
         return int(ray.cluster_resources().get("CPU", 0))
 
     mine = not ray.is_initialized()
+    _silence_trackers()
     try:
         if mine:
             _connect(ray)
@@ -144,11 +155,20 @@ def _ray() -> Iterator[Executor]:
             ray.shutdown()
 
 
+def _silence_trackers() -> None:
+    """What an interrupted run leaves to the processes that clear up after it is not worth a warning."""
+    filters = [os.environ.get("PYTHONWARNINGS"), *(f"ignore::UserWarning:{module}" for module in _TRACKERS)]
+    os.environ["PYTHONWARNINGS"] = ",".join(own for own in filters if own)
+
+
 def _connect(ray: Any) -> None:
     """Join the cluster at RAY_ADDRESS, or start one here."""
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "")
     own = {} if address else {"include_dashboard": False}
     try:
+        if named := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
+            # Ray itself ends the process where nobody answers.
+            socket.create_connection((named[1], int(named[2])), timeout=_ANSWERS_S).close()
         with _signals_kept():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:
