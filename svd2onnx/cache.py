@@ -17,7 +17,6 @@ from typing import Any
 from svd2onnx.drafts import draft_folder, remove_abandoned
 from svd2onnx.entries import read_entry, write_entry
 from svd2onnx.errors import OutputError
-from svd2onnx.interruption import Interrupted
 from svd2onnx.records import decode, encode
 
 SUFFIX = ".svd2onnx"
@@ -120,7 +119,7 @@ def open_cache(folder: Path, *, fresh: bool, kept: bool) -> Iterator[Cache]:
             yield cache
             if kept:
                 cache.trim()
-    except Interrupted as error:
+    except KeyboardInterrupt as error:
         if entries_of(folder):
             kept = True
             error.add_note(f"what was finished is in {folder}: the same command with --resume goes on there")

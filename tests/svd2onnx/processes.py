@@ -84,14 +84,23 @@ def descendants(pid: int) -> dict[int, str]:
     """The live processes below ``pid``, each with its command line, as /proc tells of them."""
     parents, lines = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(folder.name)] = int(parent)
-                lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        own = int(folder.name)
+        with contextlib.suppress(OSError):
+            if parent := parent_of(own):
+                lines[own] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                parents[own] = parent
     found: dict[int, str] = {}
     while more := {own: lines[own] for own, parent in parents.items() if parent in (pid, *found)}:
         if more.keys() <= found.keys():
             break
         found |= more
     return found
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that a live one belongs to; None of one that has ended, though nobody has asked for it."""
+    with contextlib.suppress(OSError):
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        if state != "Z":
+            return int(parent)
+    return None

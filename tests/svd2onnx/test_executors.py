@@ -19,7 +19,7 @@ from svd2onnx.errors import ExecutorError
 from svd2onnx.executors import executor
 from tests.svd2onnx.conftest import MODEL_FILE
 from tests.svd2onnx.executor_child import made
-from tests.svd2onnx.processes import await_that, contents, descendants, finish, start
+from tests.svd2onnx.processes import await_that, contents, descendants, finish, parent_of, start
 
 RAY = pytest.param(
     "ray",
@@ -53,7 +53,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def assert_all_end(pids: set[int]) -> None:
     """Ray's processes end soon after the one that started them."""
     limit = time.monotonic() + 60
-    while alive := {pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists()}:
+    while alive := {pid for pid in pids if parent_of(pid)}:
         assert time.monotonic() < limit, f"these are left: {alive}"
         time.sleep(0.1)
 
@@ -69,7 +69,7 @@ def test_the_bytes_are_those_of_threads_though_a_worker_is_killed(name: str) -> 
         time.sleep(0.5)
     code, out, err = finish(process)
     assert code == 0, err
-    assert out.split()[-1] == made()
+    assert made() in out.split()  # Ray tells of a loss there too
     assert "a worker was lost: what it had in hand is done again" in err
     assert_all_end(pids)
 
@@ -91,7 +91,7 @@ def test_workers_that_are_lost_again_and_again_end_the_run_in_one_line(name: str
 def test_the_bytes_are_those_of_threads_though_a_machine_goes_away(name: str) -> None:
     code, out, err = finish(start([name, "machine"], command=CHILD))
     assert code == 0, err
-    assert out.split()[-1] == made()
+    assert made() in out.split()  # Ray tells of a loss there too
     assert "a worker was lost: what it had in hand is done again" in err
 
 
@@ -156,7 +156,7 @@ def test_an_interrupted_run_ends_its_workers(tmp_path: Path, name: str, number: 
     source = tmp_path / "network.py"
     source.write_text(MODEL_FILE.replace("128", "512"))
     command = ["compress-export", source, "-o", tmp_path / "out.onnx", "--executor", name]
-    process = start(command, command=COMMAND)
+    process = start(command)
     busy = {"ray": "ray::PoolActor", "processes": "LokyProcess"}[name]
     await_that(lambda: any(busy in line for line in descendants(process.pid).values()), process)
     pids = set(descendants(process.pid))
