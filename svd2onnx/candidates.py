@@ -28,7 +28,7 @@ from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
 from svd2onnx.schema import BITS, CompressedLayer, LayerForm, LayerSite, QuantSpec
 from svd2onnx.score import ErrorPredictor, RelativeChange
-from svd2onnx.workers import map_layers
+from svd2onnx.workers import finished_once
 
 Predictor = Callable[[Sequence[Tensor]], list[float]]
 BLOCKS = (32, 64, 128)
@@ -82,16 +82,21 @@ def candidates(
     """
     usable = [site for site in sites if site.skip_reason is None]
 
-    def price(site: LayerSite) -> list[Candidate]:
-        least = (dropped or {}).get(site.name, 0.0)
-        return once(
-            "prices",
-            (site.name, least, tuple(activations)),
-            lambda: _priced(weight_of(model, site), site, statistics.get(site.name), least, activations),
-        )
+    kinds = tuple(activations)
 
-    results = track(map_layers(price, usable), "Pricing candidates", len(usable))
-    return {site.name: options for site, options in zip(usable, results, strict=True)}
+    def least(site: LayerSite) -> float:
+        return (dropped or {}).get(site.name, 0.0)
+
+    results = finished_once(
+        once,
+        "prices",
+        lambda site: (site.name, least(site), kinds),
+        _priced,
+        usable,
+        lambda site: (weight_of(model, site), site, statistics.get(site.name), least(site), kinds),
+    )
+    menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
+    return {site.name: menu[site.name] for site in usable}
 
 
 def forms_of(site: LayerSite) -> list[LayerForm]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svd2onnx.calibrate import hold_out
 from svd2onnx.candidates import forms_of, priced
@@ -24,7 +24,7 @@ from svd2onnx.preparation import prepare
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_BLOCKS, Settings
-from svd2onnx.workers import map_layers
+from svd2onnx.workers import finished
 
 ENERGIES = (0.9, 0.99)
 _FLOOR = 1e-8
@@ -88,17 +88,19 @@ def inspect_layers(
     prepared = prepare(source, settings, data, track)
     statistics = gather_statistics(prepared, settings, *hold_out(prepared.batches), track)
 
-    def look(site: LayerSite) -> LayerInspection:
-        return _inspected(prepared.model, site, statistics.get(site.name))
+    def arguments(site: LayerSite) -> tuple[object, ...]:
+        weight = None if site.skip_reason else weight_of(prepared.model, site)
+        return weight, site, statistics.get(site.name)
 
-    return list(track(map_layers(look, prepared.sites), "Decomposing", len(prepared.sites)))
+    results = track(finished(_inspected, prepared.sites, arguments), "Decomposing", len(prepared.sites))
+    inspected = {site.name: layer for site, layer in results}
+    return [inspected[site.name] for site in prepared.sites]
 
 
-def _inspected(model: nn.Module, site: LayerSite, statistics: LayerStatistics | None) -> LayerInspection:
+def _inspected(weight: Tensor | None, site: LayerSite, statistics: LayerStatistics | None) -> LayerInspection:
     layer = LayerInspection(site.name, site.kind, site.shape, site.float_bytes, note=site.skip_reason)
-    if site.skip_reason is not None:
+    if weight is None:
         return layer
-    weight = weight_of(model, site)
     spectrum = used = None
     if site.kind != "embedding":
         spectrum = Spectrum.of(weight)

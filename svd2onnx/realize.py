@@ -19,7 +19,7 @@ from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx.spill import Shelf
-from svd2onnx.workers import map_layers
+from svd2onnx.workers import finished_once
 
 _BATCHED = 1 << 26
 """Elements of all settings of a weight that are rounded in one pass."""
@@ -43,23 +43,42 @@ def realize(
     shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
 
-    def work(site: LayerSite) -> CompressedLayer:
-        form, is_article = plan.forms[site.name], plan.method == "svd"
+    is_article = plan.method == "svd"
 
-        def made() -> CompressedLayer:
-            weight, own = weight_of(model, site), statistics.get(site.name)
-            if site.kind == "embedding":
-                return realize_table(weight, form)
-            if is_article and form.factors:
-                layer = realize_article(weight, form, own, decompose)
-            else:
-                layer = next(realize_forms(weight, [form], own))
-            return replace(layer, kind=site.kind)
+    def arguments(site: LayerSite) -> tuple[object, ...]:
+        form, weight = plan.forms[site.name], weight_of(model, site)
+        # The article's plan has decomposed what it gives a rank: here it is known.
+        factors = decompose(weight).truncate(form.rank) if is_article and form.factors else None
+        return weight, site, form, statistics.get(site.name), factors
 
-        return _kept(once("codes", (site.name, form, is_article), made), shelf)
+    results = finished_once(
+        once,
+        "codes",
+        lambda site: (site.name, plan.forms[site.name], is_article),
+        _realized,
+        chosen,
+        arguments,
+    )
+    shown = track(results, "Quantizing", len(chosen))
+    layers = {site.name: _kept(layer, shelf) for site, layer in shown}
+    return {site.name: layers[site.name] for site in chosen}
 
-    results = track(map_layers(work, chosen), "Quantizing", len(chosen))
-    return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
+
+def _realized(
+    weight: Tensor,
+    site: LayerSite,
+    form: LayerForm,
+    statistics: LayerStatistics | None,
+    factors: Factorization | None,
+) -> CompressedLayer:
+    """One layer in ``form``, which is the article's where there are ``factors``."""
+    if site.kind == "embedding":
+        return realize_table(weight, form)
+    if factors is not None:
+        layer = realize_article(weight, form, statistics, factors)
+    else:
+        layer = next(realize_forms(weight, [form], statistics))
+    return replace(layer, kind=site.kind)
 
 
 def realize_forms(
@@ -112,11 +131,11 @@ class _LowRank:
 
 
 def realize_article(
-    weight: Tensor, form: LayerForm, statistics: LayerStatistics | None, decompose: Decompose = factorize
+    weight: Tensor, form: LayerForm, statistics: LayerStatistics | None, factors: Factorization
 ) -> CompressedLayer:
-    """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
+    """A pair as the article has it: ``factors``, the truncated SVD of the weight, rounded to nearest."""
     assert form.factors is not None
-    left, right = decompose(weight).truncate(form.rank).quantize(form.factors)
+    left, right = factors.quantize(form.factors)
     return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 

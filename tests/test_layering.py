@@ -13,7 +13,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors interruption failures progress once drafts outputs workers memory spill scales schema "
+    "errors environment interruption failures progress once self_contained executors workers drafts "
+    "outputs memory spill scales schema "
     "quantize moments descent lowrank convolution layer_statistics layers decoder loading probes agreement "
     "gathering calibrate rounding factors realize score activations planner candidates records entries "
     "cache recall knapsack deadline report wording charts page goals modules straight_through "
@@ -26,7 +27,7 @@ LAYERS = (
     "sources.state_dict sources.pickled sources.huggingface_config sources.tokenizer sources.huggingface "
     "sources.npz sources.calibration sources.detect sources.source sources.load folded packed half forms "
     "plain batchnorm preparation clock verify timing building choosing settling pipeline inspection "
-    "sweep_points sweep generation tables plots artifact card triton packaging "
+    "sweep_points study sweep generation tables plots artifact card triton packaging "
     "__init__ options console commands commands.compress_export "
     "commands.sweep commands.inspect commands.bench commands.evaluate commands.certify commands.generate "
     "commands.report commands.package commands.completion cli __main__"

@@ -33,6 +33,7 @@ KNOWN = (
     "docker",
     "oras",
     "sha256sum",
+    "ray",
 )
 # What a placeholder in a document may stand for.
 MEANT = {"OPERATOR": "folded", "DTYPE": "float16", "PORT": "8000"}
