@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from svd2onnx.agreement import first_output
 from svd2onnx.convolution import convolution_at
+from svd2onnx.device import device_of
 from svd2onnx.errors import SourceError
 from svd2onnx.gathering import ConvolutionGatherer, Gatherer, Rows, is_sound
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of
 from svd2onnx.memory import release_freed
 from svd2onnx.probes import probe
+from svd2onnx.room import Room
 from svd2onnx.schema import LayerSite
 from svd2onnx.spill import Shelf
 
@@ -52,7 +54,8 @@ def calibrate(
     ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
-    every layer whose inputs are laid out the same way. What is summed up lies on ``shelf``.
+    every layer whose inputs are laid out the same way. What is summed up lies on ``shelf``, wherever the
+    network is, and passes are computed.
 
     Raises:
         SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
@@ -62,8 +65,8 @@ def calibrate(
         usable = [site for site in usable if site.kind != "embedding" and site.groups == 1]
     if not usable:
         return {}
-    keeps_samples, shelf = objective is None, shelf or Shelf()
-    gatherers = {site.name: _gatherer(model, site, keeps_samples, shelf) for site in usable}
+    keeps_samples, room = objective is None, Room(device_of(model), shelf or Shelf())
+    gatherers = {site.name: _gatherer(model, site, keeps_samples, room) for site in usable}
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +82,7 @@ def calibrate(
                 f"the inputs of layer {name!r} are missing or not finite on the calibration data; "
                 "check the network and inputs('calibration')"
             )
-    return {name: gatherer.finish() for name, gatherer in gatherers.items()}
+    return {name: room.kept(gatherer.finish()) for name, gatherer in gatherers.items()}
 
 
 def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
@@ -129,11 +132,11 @@ def _rows(batch: Batch, part: slice) -> Batch:
 
 
 def _gatherer(
-    model: nn.Module, site: LayerSite, keeps_samples: bool, shelf: Shelf
+    model: nn.Module, site: LayerSite, keeps_samples: bool, room: Room
 ) -> Gatherer | ConvolutionGatherer:
     if site.kind == "convolution":
-        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, shelf)
-    return Gatherer(site, keeps_samples, shelf)
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, room)
+    return Gatherer(site, keeps_samples, room)
 
 
 def _observe(

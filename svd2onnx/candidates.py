@@ -17,9 +17,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from svd2onnx.activations import rounding_errors
+from svd2onnx.device import CPU, map_on, on
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.once import Once, anew
@@ -28,7 +30,6 @@ from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
 from svd2onnx.schema import BITS, CompressedLayer, LayerForm, LayerSite, QuantSpec
 from svd2onnx.score import ErrorPredictor, RelativeChange
-from svd2onnx.workers import map_layers
 
 Predictor = Callable[[Sequence[Tensor]], list[float]]
 BLOCKS = (32, 64, 128)
@@ -66,6 +67,7 @@ def candidates(
     activations: Sequence[str] = ("float",),
     track: Track = silent,
     once: Once = anew,
+    device: torch.device = CPU,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
 
@@ -79,18 +81,20 @@ def candidates(
         activations: what a layer may compute with.
         track: shows the progress.
         once: may know prices from an earlier run.
+        device: where they are computed.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
     def price(site: LayerSite) -> list[Candidate]:
         least = (dropped or {}).get(site.name, 0.0)
-        return once(
-            "prices",
-            (site.name, least, tuple(activations)),
-            lambda: _priced(weight_of(model, site), site, statistics.get(site.name), least, activations),
-        )
 
-    results = track(map_layers(price, usable), "Pricing candidates", len(usable))
+        def made() -> list[Candidate]:
+            weight, own = on(device, (weight_of(model, site), statistics.get(site.name)))
+            return _priced(weight, site, own, least, activations)
+
+        return once("prices", (site.name, least, tuple(activations)), made)
+
+    results = track(map_on(device, price, usable), "Pricing candidates", len(usable))
     return {site.name: options for site, options in zip(usable, results, strict=True)}
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from svd2onnx.convolution import Convolution, patches, weight_gradients
 from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
 from svd2onnx.moments import WIDEST, outer_sum
+from svd2onnx.room import Room
 from svd2onnx.schema import LayerSite
-from svd2onnx.spill import Shelf
 
 TakeGradient = Callable[[Tensor, int], None]
 """Takes the gradient at a layer's outputs, and the number of errors that its probe stands for."""
@@ -75,11 +75,11 @@ class Rows:
 class _Moments:
     """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
 
-    def __init__(self, width: int, keeps_samples: bool, shelf: Shelf) -> None:
-        self.keeps_samples, self._shelf = keeps_samples, shelf
+    def __init__(self, width: int, keeps_samples: bool, room: Room) -> None:
+        self.keeps_samples, self._room = keeps_samples, room
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = _zeros(width, shelf, torch.float32 if width > _WIDE else torch.float64)
+        self.scatter = _zeros(width, room, torch.float32 if width > _WIDE else torch.float64)
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
@@ -102,17 +102,17 @@ class _Moments:
         if not self.kept:
             return None
         samples = torch.cat(self.kept)
-        return self._shelf.keep(samples[:: -(-samples.shape[0] // SAMPLES)].clone())
+        return self._room.keep(samples[:: -(-samples.shape[0] // SAMPLES)].clone())
 
 
 class Gatherer:
     """Accumulates the statistics of one site, that of a linear layer or a table."""
 
-    def __init__(self, site: LayerSite, keeps_samples: bool, shelf: Shelf) -> None:
+    def __init__(self, site: LayerSite, keeps_samples: bool, room: Room) -> None:
         rows, width = site.shape
-        self.moments = _Moments(width, keeps_samples, shelf) if site.kind == "linear" else None
+        self.moments = _Moments(width, keeps_samples, room) if site.kind == "linear" else None
         self.outputs = width if self.moments is None else rows
-        self._sums = _Sums(self.outputs, width if self.moments else None, shelf)
+        self._sums = _Sums(self.outputs, width if self.moments else None, room)
         self.probes: list[ProbedRows] = []
 
     @property
@@ -150,11 +150,11 @@ class Gatherer:
 class ConvolutionGatherer:
     """Accumulates the statistics of one convolution; a grouped one has no moments of inputs."""
 
-    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, shelf: Shelf) -> None:
+    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, room: Room) -> None:
         rows, width = site.shape
         self._module = module
-        self.moments = _Moments(width, keeps_samples, shelf) if site.groups == 1 else None
-        self._sums = _Sums(rows, width if self.moments else None, shelf)
+        self.moments = _Moments(width, keeps_samples, room) if site.groups == 1 else None
+        self._sums = _Sums(rows, width if self.moments else None, room)
         self.probes: list[ProbedGammas] = []
 
     def seen(self, x: Tensor, fits: bool) -> TakeGradient:
@@ -183,18 +183,18 @@ class ConvolutionGatherer:
         return _finished(self.moments, self._sums, self.probes)
 
 
-def _zeros(width: int, shelf: Shelf, dtype: torch.dtype = torch.float32) -> Tensor:
+def _zeros(width: int, room: Room, dtype: torch.dtype = torch.float32) -> Tensor:
     """[width, width], or [width] where that would be too large."""
-    return shelf.zeros((width, width) if width <= WIDEST else (width,), dtype)
+    return room.zeros((width, width) if width <= WIDEST else (width,), dtype)
 
 
 class _Sums:
     """Sums of products of gradients, over all errors so far: G [outputs, outputs] and B [width, width]."""
 
-    def __init__(self, outputs: int, width: int | None, shelf: Shelf) -> None:
+    def __init__(self, outputs: int, width: int | None, room: Room) -> None:
         self.errors = 0
-        self.outer = shelf.zeros((outputs, outputs)) if outputs <= LARGEST_OUTPUTS else None
-        self.guided = None if width is None else _zeros(width, shelf)
+        self.outer = room.zeros((outputs, outputs)) if outputs <= LARGEST_OUTPUTS else None
+        self.guided = None if width is None else _zeros(width, room)
 
     def add_outputs(self, g: Tensor, count: int) -> None:
         if self.outer is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from svd2onnx.calibrate import hold_out
 from svd2onnx.candidates import forms_of, priced
+from svd2onnx.device import map_on, on
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.moments import roots, times
@@ -24,7 +25,6 @@ from svd2onnx.preparation import prepare
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_BLOCKS, Settings
-from svd2onnx.workers import map_layers
 
 ENERGIES = (0.9, 0.99)
 _FLOOR = 1e-12
@@ -89,16 +89,18 @@ def inspect_layers(
     statistics = gather_statistics(prepared, settings, *hold_out(prepared.batches), track)
 
     def look(site: LayerSite) -> LayerInspection:
-        return _inspected(prepared.model, site, statistics.get(site.name))
+        return _inspected(prepared.model, site, statistics.get(site.name), prepared.device)
 
-    return list(track(map_layers(look, prepared.sites), "Decomposing", len(prepared.sites)))
+    return list(track(map_on(prepared.device, look, prepared.sites), "Decomposing", len(prepared.sites)))
 
 
-def _inspected(model: nn.Module, site: LayerSite, statistics: LayerStatistics | None) -> LayerInspection:
+def _inspected(
+    model: nn.Module, site: LayerSite, statistics: LayerStatistics | None, device: torch.device
+) -> LayerInspection:
     layer = LayerInspection(site.name, site.kind, site.shape, site.float_bytes, note=site.skip_reason)
     if site.skip_reason is not None:
         return layer
-    weight = weight_of(model, site)
+    weight, statistics = on(device, (weight_of(model, site), statistics))
     spectrum = used = None
     if site.kind != "embedding":
         spectrum = Spectrum.of(weight)

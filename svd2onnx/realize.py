@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.device import CPU, map_on, on
 from svd2onnx.factors import quantized_correction, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
@@ -18,7 +19,6 @@ from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx.spill import Shelf
-from svd2onnx.workers import map_layers
 
 _BATCHED = 1 << 26
 """Elements of all settings of a weight that are rounded in one pass."""
@@ -34,10 +34,11 @@ def realize(
     decompose: Decompose = factorize,
     shelf: Shelf | None = None,
     once: Once = anew,
+    device: torch.device = CPU,
 ) -> dict[str, CompressedLayer]:
     """The stored tensors of every layer in ``plan``, by site name; ``once`` may know them.
 
-    Their codes lie on ``shelf``.
+    They are computed on ``device``, and their codes lie on ``shelf``.
     """
     shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
@@ -52,12 +53,13 @@ def realize(
             if is_article and form.factors:
                 layer = realize_article(weight, form, own, decompose)
             else:
-                layer = next(realize_forms(weight, [form], own))
+                weight, own = on(device, (weight, own))
+                layer = on(CPU, next(realize_forms(weight, [form], own)))
             return replace(layer, kind=site.kind)
 
         return _kept(once("codes", (site.name, form, is_article), made), shelf)
 
-    results = track(map_layers(work, chosen), "Quantizing", len(chosen))
+    results = track(map_on(device, work, chosen), "Quantizing", len(chosen))
     return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.cache import Cache
+from svd2onnx.device import CPU, on
 from svd2onnx.lowrank import Decompose, Factorization, factorize
 from svd2onnx.records import digest
 
@@ -47,11 +48,11 @@ class Recall:
             self._cache.put(name, found)
         return found
 
-    def decompose(self) -> Decompose:
-        """``factorize`` that remembers."""
+    def decompose(self, device: torch.device = CPU) -> Decompose:
+        """``factorize``, computed on ``device``, that remembers."""
 
         def remembered(weight: Tensor) -> Factorization:
-            return self("decomposition", weight, lambda: factorize(weight))
+            return self("decomposition", weight, lambda: on(CPU, factorize(weight.to(device))))
 
         return remembered
 

@@ -13,8 +13,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors interruption failures progress once drafts outputs workers memory spill scales schema "
-    "quantize moments descent lowrank convolution layer_statistics layers loading probes agreement "
+    "errors interruption failures progress once drafts outputs workers device memory spill room scales "
+    "schema quantize moments descent lowrank convolution layer_statistics layers loading probes agreement "
     "gathering calibrate rounding factors realize score activations planner candidates records entries "
     "cache recall knapsack deadline report charts page goals modules straight_through teacher student "
     "rewrite recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq export "

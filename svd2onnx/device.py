@@ -1,0 +1,105 @@
+"""Where tensors are computed: on the CPU, or on a GPU that does the same with the same numbers.
+
+``resolve_device`` decides once. From then on every function computes where the tensors lie that it is given:
+a copy of a network is placed on the device for its passes, and a layer's weight and statistics for its work.
+Results come back to the CPU, where everything is kept, exported and checked.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.errors import DeviceError
+from svd2onnx.workers import map_layers
+
+T = TypeVar("T")
+R = TypeVar("R")
+CPU = torch.device("cpu")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def resolve_device(asked: str) -> torch.device:
+    """The device for ``asked``, one of DEVICES; "auto" is a GPU where there is one.
+
+    A GPU is made to compute as the CPU does for the rest of the process: float32 in float32, not in TF32, in
+    which cuDNN convolves by default, and convolutions the same way each time.
+
+    Raises:
+        DeviceError: "cuda" is asked for and there is none.
+    """
+    if asked == "cpu":
+        return CPU
+    if not torch.cuda.is_available():
+        if asked == "auto":
+            return CPU
+        built = "sees no GPU" if torch.version.cuda else "is built for the CPU alone"
+        raise DeviceError(
+            f"--device cuda needs a GPU and a PyTorch for CUDA, and PyTorch {torch.__version__} {built}: "
+            "use a machine that has both, or --device cpu"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_name(device: torch.device) -> str:
+    """What tells this device from others that may round otherwise."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the tensors of ``module`` lie; the CPU if it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), CPU)
+
+
+def on(device: torch.device, value: T) -> T:
+    """``value`` with all tensors in it on ``device``, see ``each_tensor``."""
+    return each_tensor(value, lambda tensor: tensor.to(device))
+
+
+def each_tensor(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """``value``, a tensor or tuples, lists, dicts and dataclasses of them, with every tensor changed."""
+    held: Any = value
+    if isinstance(held, Tensor):
+        held = change(held)
+    elif isinstance(held, dict):
+        held = {key: each_tensor(own, change) for key, own in held.items()}
+    elif isinstance(held, tuple | list):
+        held = type(held)(each_tensor(own, change) for own in held)
+    elif dataclasses.is_dataclass(held) and not isinstance(held, type):
+        names = [field.name for field in dataclasses.fields(held)]
+        held = dataclasses.replace(held, **{name: each_tensor(getattr(held, name), change) for name in names})
+    changed: T = held
+    return changed
+
+
+def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
+    """``networks`` themselves on the CPU, copies of them on a GPU; what they share is copied once."""
+    if device.type == "cpu":
+        return networks
+    memo: dict[int, Any] = {}
+    for network in networks:
+        for tensor in (*network.parameters(), *network.buffers()):
+            if id(tensor) not in memo:
+                there = tensor.detach().to(device)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
+    return tuple(copy.deepcopy(network, memo) for network in networks)
+
+
+def map_on(device: torch.device, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """``work`` of each item, which computes on ``device``, in order: on the CPU several at once.
+
+    On a GPU one after the other: a thread that starts kernels as fast as Python can is all that a GPU takes,
+    and its memory then need only hold one layer.
+    """
+    return map_layers(work, items) if device.type == "cpu" else map(work, items)

@@ -1,0 +1,91 @@
+"""A GPU that is pretended: tensors on it hold their numbers on the CPU, and say that they lie on cuda:0.
+
+Everything that a function does with them is really computed, so that results equal the CPU's bit for bit,
+and an operation that mixes them with a tensor of the CPU fails, as it does on a GPU: one that was made
+without a device, say. Numbers of no dimension mix freely, there too.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+from svd2onnx import preparation
+from svd2onnx.device import CPU
+
+CUDA = torch.device("cuda", 0)
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class _Pretended(Tensor):
+    """To torch itself it is on "meta", which needs no driver."""
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+
+    def __new__(cls, held: Tensor) -> "_Pretended":
+        made: _Pretended = Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device="meta",
+            requires_grad=held.requires_grad,
+        )
+        made.held = held
+        return made
+
+    def __repr__(self) -> str:
+        return f"pretended to be on {CUDA}: {self.held}"
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} of a tensor on the pretended GPU, which is not there any more")
+
+
+class _Gpu(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [isinstance(tensor, _Pretended) for tensor in tensors]
+        lands = there[0] if func is torch.ops.aten.copy_.default else any(there)
+        if any(there) and func not in _COPIES:
+            for tensor in tensors:
+                if not isinstance(tensor, _Pretended) and tensor.ndim:
+                    raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(tensor.shape)}")
+        asked = kwargs.get("device")
+        if asked is not None:
+            lands = torch.device(asked).type == "cuda"
+            kwargs["device"] = torch.device("cpu") if lands or any(there) else asked
+        result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+        if not lands:
+            return result
+        result = tree_map(lambda leaf: _Pretended(leaf) if isinstance(leaf, Tensor) else leaf, result)
+        return return_and_correct_aliasing(func, args, kwargs, result) if any(there) else result
+
+
+def _held(leaf: Any) -> Any:
+    return leaf.held if isinstance(leaf, _Pretended) else leaf
+
+
+@contextmanager
+def pretended_gpu(free: int = 8 << 30) -> Iterator[torch.device]:
+    """Within it there is a GPU with so many bytes ``free``, which ``--device auto`` takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        # Not torch.cuda.is_available: torch's exporter would go and ask the GPU.
+        patch.setattr(preparation, "resolve_device", lambda asked: CPU if asked == "cpu" else CUDA)
+        patch.setattr(torch.cuda, "get_device_name", lambda _device: "pretended")
+        patch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
+        with _Gpu():
+            yield CUDA
