@@ -159,7 +159,8 @@ def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer
     """Some layers at a time, because their changes are as large as the weight."""
     together = max(1, _TOGETHER // weight.numel())
     parts = (layers[start : start + together] for start in range(0, len(layers), together))
-    return [error for part in parts for error in predict([weight - layer.weight() for layer in part])]
+    changes = ([weight - layer.weight().to(weight.device) for layer in part] for part in parts)
+    return [error for part in changes for error in predict(part)]
 
 
 def _pairs(site: LayerSite) -> Iterator[LayerForm]:

@@ -30,7 +30,7 @@ def quantized_pair(
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """(left, right) at ``spec`` for the rank of ``factors``, which are where the search begins."""
     inputs = curvature.inputs
-    side = torch.eye(len(weight)) if curvature.outputs is None else curvature.outputs
+    side = torch.eye(len(weight), device=weight.device) if curvature.outputs is None else curvature.outputs
     right_goal = factors.right
     pair: tuple[QuantizedTensor, QuantizedTensor] | None = None
     weighted = times(weight.double(), inputs)

@@ -38,7 +38,7 @@ class Rows:
         leading = x.shape if is_table else x.shape[:-1]
         width = () if is_table else x.shape[-1:]
         samples = batch if len(leading) > 0 and leading[0] == batch else 1
-        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten()
+        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten().to(x.device)
         rows = self.flatten(x.detach(), width)
         # A copy: what follows may change the tensor in place before its gradients come.
         self.x = rows.clone() if self.real is None else rows
@@ -59,7 +59,7 @@ class Rows:
     def moments(self) -> tuple[int, Tensor, Tensor]:
         """Count, mean and centred scatter, float64; of very wide inputs the scatter's diagonal."""
         count, width = self.x.shape
-        mean = self.x.double().mean(dim=0) if count else torch.zeros(width).double()
+        mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
         centred = self.x - mean.float()
         whole = width <= WIDEST
         rest = centred.double().sum(dim=0, keepdim=True)  # of rounding the mean
@@ -68,8 +68,8 @@ class Rows:
 
     @functools.cached_property
     def kept(self) -> Tensor:
-        """The rows as probes keep them."""
-        return self.x.bfloat16() if self.x.is_floating_point() else self.x.clone()
+        """The rows as probes keep them, on the CPU."""
+        return self.x.bfloat16().cpu() if self.x.is_floating_point() else self.x.clone().cpu()
 
 
 class _Moments:
@@ -78,7 +78,7 @@ class _Moments:
     def __init__(self, width: int, keeps_samples: bool, room: Room) -> None:
         self.keeps_samples, self._room = keeps_samples, room
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.mean = room.zeros((width,), torch.float64)
         self.scatter = _zeros(width, room, torch.float32 if width > _WIDE else torch.float64)
         self.kept: list[Tensor] = []
 
@@ -87,15 +87,15 @@ class _Moments:
         if not count:
             return
         total = self.count + count
-        shift = mean - self.mean
-        self.scatter += scatter
+        shift = mean - self.mean.to(mean.device)
+        _add(self.scatter, scatter)
         between = outer_sum(shift[None], shift[None], whole=self.scatter.ndim == 2)
-        self.scatter += between * (self.count * count / total)
-        self.mean += shift * (count / total)
+        _add(self.scatter, between * (self.count * count / total))
+        _add(self.mean, shift * (count / total))
         self.count = total
         if self.keeps_samples:
             keep = 128
-            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone())
+            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone().cpu())
 
     @property
     def samples(self) -> Tensor | None:
@@ -131,12 +131,12 @@ class Gatherer:
     def _add(self, rows: Rows, gradient: Tensor, count: int, fits: bool) -> None:
         g = rows.flatten(gradient.detach(), (self.outputs,))
         if not fits:
-            self.probes.append(ProbedRows(rows.kept, g.bfloat16(), rows.lengths, count))
+            self.probes.append(ProbedRows(rows.kept, g.bfloat16().cpu(), rows.lengths, count))
             return
         self._sums.add_outputs(g, count)
         if self.moments is None:
             return
-        x = rows.x - self.moments.mean.float()
+        x = rows.x - self.moments.mean.float().to(g.device)
         # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
         parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
         guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
@@ -167,11 +167,11 @@ class ConvolutionGatherer:
     def _add(self, x: Tensor, g: Tensor, count: int, fits: bool) -> None:
         gammas = weight_gradients(self._module, x, g)
         if self.moments is not None:
-            mean = self.moments.mean.float()
+            mean = self.moments.mean.float().to(g.device)
             sums = g.flatten(2).sum(2)
             gammas = (gamma - torch.outer(own, mean) for gamma, own in zip(gammas, sums, strict=True))
         if not fits:
-            self.probes.append(ProbedGammas(torch.stack([gamma.bfloat16() for gamma in gammas]), count))
+            self.probes.append(ProbedGammas(torch.stack([gamma.bfloat16() for gamma in gammas]).cpu(), count))
             return
         self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
         if self.moments is not None:
@@ -181,6 +181,10 @@ class ConvolutionGatherer:
     def finish(self) -> LayerStatistics:
         """The statistics."""
         return _finished(self.moments, self._sums, self.probes)
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    total += part.to(total.device)
 
 
 def _zeros(width: int, room: Room, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -198,12 +202,12 @@ class _Sums:
 
     def add_outputs(self, g: Tensor, count: int) -> None:
         if self.outer is not None:
-            self.outer += g.T @ g
+            _add(self.outer, g.T @ g)
         self.errors += count
 
     def add_guided(self, rows: Tensor, others: Tensor) -> None:
         assert self.guided is not None
-        self.guided += outer_sum(rows, others, whole=self.guided.ndim == 2)
+        _add(self.guided, outer_sum(rows, others, whole=self.guided.ndim == 2))
 
 
 def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:

@@ -132,7 +132,8 @@ def _with_shift(
     """``layer`` with the correction D E[x] of its bias."""
     if statistics is None or statistics.mean is None:
         return layer
-    parts = zip(torch.split(weight, _ROWS), torch.split(layer.weight(), _ROWS), strict=True)
+    kept = layer.weight().to(weight.device)
+    parts = zip(torch.split(weight, _ROWS), torch.split(kept, _ROWS), strict=True)
     shift = torch.cat([(own.double() - stored.double()) @ statistics.mean for own, stored in parts])
     return replace(layer, bias_shift=shift.float())
 

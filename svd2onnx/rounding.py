@@ -94,7 +94,7 @@ def round_second_order(
     rows, columns = weight.shape
     found = [search_steps(weight, spec, curvature.inputs.diagonal()) for spec in specs]
     steps = torch.stack([widened(s, spec, columns) for (s, _), spec in zip(found, specs, strict=True)])
-    limits = torch.tensor([spec.code_range for spec in specs], dtype=torch.float32)
+    limits = torch.tensor([spec.code_range for spec in specs], dtype=torch.float32).to(weight.device)
     codes = gptq_codes(
         weight.float().repeat(len(specs), 1),
         steps.flatten(0, 1),
@@ -137,7 +137,7 @@ def gptq_codes(weight: Tensor, steps: Tensor, limits: Tensor, curvature: Curvatu
     codes = torch.empty_like(rest)
     for start in range(0, columns, _COLUMNS):
         end = min(start + _COLUMNS, columns)
-        errors = torch.empty(end - start, weight.shape[0])
+        errors = rest.new_empty(end - start, weight.shape[0])
         for j in range(start, end):
             code = torch.round(rest[j] / step[j])
             torch.minimum(torch.maximum(code, low, out=code), high, out=codes[j])

@@ -43,7 +43,7 @@ class ScaleGrid:
         """
         used = largest[largest > 0]
         if used.numel() == 0:
-            return cls(torch.int8, torch.ones(1, 1))
+            return cls(torch.int8, largest.new_ones(1, 1))
         for reach in (used.max().reshape(1, 1), largest.amax(dim=1, keepdim=True)):
             exponent = torch.ceil(torch.log2(reach / LARGEST))
             exponent = torch.where(reach > 0, exponent, torch.zeros_like(exponent))

@@ -19,7 +19,13 @@ from svd2onnx import preparation
 from svd2onnx.device import CPU
 
 CUDA = torch.device("cuda", 0)
-_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+_FREE = {
+    torch.ops.aten._to_copy.default: (0,),
+    torch.ops.aten.copy_.default: (0, 1),
+    torch.ops.aten.index.Tensor: (1,),
+    torch.ops.aten.index_put_.default: (1,),
+}
+"""Arguments that may lie elsewhere: what is copied, and indices."""
 
 
 class _Pretended(Tensor):
@@ -47,6 +53,10 @@ class _Pretended(Tensor):
     def tolist(self) -> Any:
         return self.held.tolist()
 
+    def quantile(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Made of operators that ask for further tensors where torch thinks that this one is."""
+        return _Pretended(self.held.quantile(*args, **kwargs))
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} of a tensor on the pretended GPU, which is not there any more")
@@ -55,17 +65,23 @@ class _Pretended(Tensor):
 class _Gpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         there = [isinstance(tensor, _Pretended) for tensor in tensors]
+        if not any(there) and CUDA not in leaves:
+            return func(*args, **kwargs)
+        with self:  # inference mode hands on operators that are made of others
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        beside = [leaf for place, own in enumerate(args) if place not in _FREE.get(func, ()) for leaf in tree_leaves(own)]
+        for tensor in beside:
+            if any(there) and isinstance(tensor, Tensor) and not isinstance(tensor, _Pretended) and tensor.ndim:
+                raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(tensor.shape)}")
         lands = there[0] if func is torch.ops.aten.copy_.default else any(there)
-        if any(there) and func not in _COPIES:
-            for tensor in tensors:
-                if not isinstance(tensor, _Pretended) and tensor.ndim:
-                    raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(tensor.shape)}")
-        asked = kwargs.get("device")
-        if asked is not None:
-            lands = torch.device(asked).type == "cuda"
-            kwargs["device"] = torch.device("cpu") if lands or any(there) else asked
+        if kwargs.get("device") is not None:
+            lands = torch.device(kwargs["device"]) == CUDA
+            kwargs["device"] = CPU
         result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
         if not lands:
             return result
