@@ -143,9 +143,8 @@ class Builder:
         """``build`` after brief retraining on the recovery split."""
         prepared = self._prepared
         batches = list(prepared.source.inputs("recovery"))
-        (network,) = prepared.placed(prepared.model)
         result = recover(
-            network,
+            prepared.model,
             prepared.sites,
             build.layers,
             batches,
@@ -153,6 +152,7 @@ class Builder:
             steps,
             seed=self._seed,
             track=self._track,
+            device=prepared.passes,
         )
         told = Retraining(result.steps_run, result.before, result.after)
         return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)

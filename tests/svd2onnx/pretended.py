@@ -65,10 +65,12 @@ class _Pretended(Tensor):
 class _Gpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.scalar_tensor.default and kwargs.get("device") == torch.device("meta"):
+            kwargs["device"] = CPU  # a number in a formula of torch, which it makes where it thinks that we are
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         there = [isinstance(tensor, _Pretended) for tensor in tensors]
-        if not any(there) and CUDA not in leaves:
+        if not any(there) and not any(isinstance(leaf, torch.device) and leaf == CUDA for leaf in leaves):
             return func(*args, **kwargs)
         with self:  # inference mode hands on operators that are made of others
             result = func.decompose(*args, **kwargs)
@@ -98,7 +100,7 @@ def pretended_gpu(free: int = 8 << 30) -> Iterator[torch.device]:
     """Within it there is a GPU with so many bytes ``free``, which ``--device auto`` takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         # Not torch.cuda.is_available: torch's exporter would go and ask the GPU.
         patch.setattr(preparation, "resolve_device", lambda asked: CPU if asked == "cpu" else CUDA)
         patch.setattr(torch.cuda, "get_device_name", lambda _device: "pretended")
