@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +67,26 @@ def on(device: torch.device, value: T) -> T:
 
 
 def each_tensor(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """``value``, a tensor or tuples, lists, dicts and dataclasses of them, with every tensor changed."""
+    """``value``, a tensor or tuples, lists, dicts and dataclasses of them, with every tensor changed.
+
+    It is ``value`` itself where ``change`` gives back what it was given.
+    """
     held: Any = value
+    rebuild: Callable[[dict[Any, Any]], Any]
     if isinstance(held, Tensor):
-        held = change(held)
-    elif isinstance(held, dict):
-        held = {key: each_tensor(own, change) for key, own in held.items()}
+        made: Any = change(held)
+        return cast(T, made)
+    if isinstance(held, dict):
+        parts, rebuild = held, dict
     elif isinstance(held, tuple | list):
-        held = type(held)(each_tensor(own, change) for own in held)
+        parts, rebuild = dict(enumerate(held)), lambda made: type(held)(made.values())
     elif dataclasses.is_dataclass(held) and not isinstance(held, type):
         names = [field.name for field in dataclasses.fields(held)]
-        held = dataclasses.replace(held, **{name: each_tensor(getattr(held, name), change) for name in names})
-    changed: T = held
-    return changed
+        parts, rebuild = {n: getattr(held, n) for n in names}, lambda made: dataclasses.replace(held, **made)
+    else:
+        return value
+    made = {name: each_tensor(own, change) for name, own in parts.items()}
+    return value if all(made[name] is parts[name] for name in parts) else cast(T, rebuild(made))
 
 
 def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:

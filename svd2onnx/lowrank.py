@@ -120,9 +120,9 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if columns > max(WIDEST, _WIDE * rows):
         _, vectors = torch.linalg.eigh(matrix @ matrix.T)
         left = vectors.flip(1)
-        return left, left.T @ matrix
+        return _signed(left, left.T @ matrix)
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return u, s.unsqueeze(1) * vt
+    return _signed(u, s.unsqueeze(1) * vt)
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,23 @@ def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if min(matrix.shape) < _LARGE or rank > min(matrix.shape) // _FEW:
         left, right = _svd(matrix)
         return left[:, :rank], right[:rank]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(matrix, q=rank + _OVERSAMPLING, niter=_POWERS)
-    return u[:, :rank], s[:rank].unsqueeze(1) * v[:, :rank].T
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ drawn.to(matrix.device)).Q
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    left, right = _svd(basis.T @ matrix)
+    return _signed(basis @ left[:, :rank], right[:rank])
+
+
+def _signed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair in which the largest entry of each column of ``left`` is positive.
+
+    A library may choose any signs, and codes, which reach further on one side, would depend on that.
+    """
+    largest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -torch.ones_like(largest), torch.ones_like(largest))
+    return left * signs, right * signs.T
 
 
 def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:

@@ -103,7 +103,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
 
 
 def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
-    """Why ``model``, which runs on the CPU, does not on ``device``: it is too large, say, or names the CPU."""
+    """Why ``model``, which runs on the CPU, does not on ``device``: it is too large, or names the CPU."""
     try:
         (network,) = placed(device, model)
         with torch.inference_mode():

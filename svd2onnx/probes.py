@@ -35,8 +35,8 @@ def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generat
     An output of zeros is not probed: it costs a constant to change it at all. Half the mean of
     (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error. A batch's
     ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without their last
-    axis, as ``svd2onnx_runtime.token_mask`` says. The ``generator`` is one of the CPU: what it draws is the same
-    wherever the output lies.
+    axis, as ``svd2onnx_runtime.token_mask`` says. The ``generator`` is one of the CPU, so that draws are the
+    same wherever the output lies.
     """
     return _PROBES[objective](output, batch, generator)
 

@@ -120,5 +120,5 @@ def _rows(arguments: Batch, count: int | None) -> Iterator[Batch]:
 def _has_bfloat16(device: str) -> bool:
     """Whether this processor multiplies bfloat16 faster than float32; the exactness of training suffices."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -66,7 +66,7 @@ class _Gpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.ops.aten.scalar_tensor.default and kwargs.get("device") == torch.device("meta"):
-            kwargs["device"] = CPU  # a number in a formula of torch, which it makes where it thinks that we are
+            kwargs["device"] = CPU  # a number in a formula of torch, made where it thinks that we are
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         there = [isinstance(tensor, _Pretended) for tensor in tensors]
@@ -76,10 +76,11 @@ class _Gpu(TorchDispatchMode):
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        beside = [leaf for place, own in enumerate(args) if place not in _FREE.get(func, ()) for leaf in tree_leaves(own)]
-        for tensor in beside:
-            if any(there) and isinstance(tensor, Tensor) and not isinstance(tensor, _Pretended) and tensor.ndim:
-                raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(tensor.shape)}")
+        free = _FREE.get(func, ())
+        beside = tree_leaves(([own for place, own in enumerate(args) if place not in free], kwargs))
+        for leaf in beside:
+            if any(there) and isinstance(leaf, Tensor) and leaf.ndim and not isinstance(leaf, _Pretended):
+                raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(leaf.shape)}")
         lands = there[0] if func is torch.ops.aten.copy_.default else any(there)
         if kwargs.get("device") is not None:
             lands = torch.device(kwargs["device"]) == CUDA
