@@ -102,7 +102,8 @@ def round_second_order(
         curvature,
     ).reshape(steps.shape)
     if sweeps and curvature.outputs is not None:
-        coarse = [i for i, spec in enumerate(specs) if spec.bits < 8]  # 8 bits leave nothing worth the time
+        # 8 bits leave nothing worth the time.
+        coarse = torch.tensor([spec.bits < 8 for spec in specs]).nonzero().flatten().to(weight.device)
         codes[coarse] = descend(
             weight.float(),
             codes[coarse],
