@@ -49,7 +49,7 @@ def drop_errors(
             module = model.get_submodule(name)
 
             def constant(layer: nn.Module, _args: object, output: Tensor, mean: Tensor = mean) -> Tensor:
-                value: Tensor = layer.forward(mean.to(output.dtype))
+                value: Tensor = layer.forward(mean.to(output.device, output.dtype))
                 return value.expand_as(output).clone()  # what follows may change it in place
 
             handle = module.register_forward_hook(constant)

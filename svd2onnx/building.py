@@ -110,6 +110,7 @@ class Builder:
             self._decompose,
             self._prepared.shelf,
             self._once,
+            self._prepared.device,
         )
         release_freed()
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
@@ -130,7 +131,8 @@ class Builder:
     def _error(self, build: Build, batches: Sequence[Batch]) -> float:
         prepared, shown = self._prepared, self._track(batches, "Measuring", len(batches))
         if not build.integer_layers:
-            return mean_error(prepared.model, build.network, shown, prepared.objective)
+            original, compressed = prepared.placed(prepared.model, build.network)
+            return mean_error(original, compressed, shown, prepared.objective)
         path = self.draft.with_name("measured.onnx")
         self._export(build, path)
         arrays = (as_arrays(arguments_of(prepared.model, batch)) for batch in shown)
@@ -150,6 +152,7 @@ class Builder:
             steps,
             seed=self._seed,
             track=self._track,
+            device=prepared.passes,
         )
         told = Retraining(result.steps_run, result.before, result.after)
         return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)

@@ -16,12 +16,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from svd2onnx.agreement import first_output
 from svd2onnx.convolution import convolution_at
+from svd2onnx.device import device_of
 from svd2onnx.errors import SourceError
 from svd2onnx.gathering import ConvolutionGatherer, Gatherer, Rows, is_sound
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch, arguments_of
 from svd2onnx.memory import release_freed
 from svd2onnx.probes import probe
+from svd2onnx.room import Room
 from svd2onnx.schema import LayerSite
 from svd2onnx.spill import Shelf
 
@@ -54,7 +56,7 @@ def calibrate(
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies on
-    ``shelf``.
+    ``shelf``, wherever the network is, and passes are computed.
 
     Raises:
         SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
@@ -64,24 +66,24 @@ def calibrate(
         usable = [site for site in usable if site.kind != "embedding" and site.groups == 1]
     if not usable:
         return {}
-    keeps_samples, shelf = objective is None, shelf or Shelf()
-    gatherers = {site.name: _gatherer(model, site, keeps_samples, shelf) for site in usable}
+    keeps_samples, room = objective is None, Room(device_of(model), shelf or Shelf())
+    gatherers = {site.name: _gatherer(model, site, keeps_samples, room) for site in usable}
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        _observe(model, owners, batch, objective, 0, generator, shelf)
+        _observe(model, owners, batch, objective, 0, generator, room)
     for batch in held_out:
         if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
             break
-        _observe(model, owners, batch, objective, draws, generator, shelf)
+        _observe(model, owners, batch, objective, draws, generator, room)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):
             raise SourceError(
                 f"the inputs of layer {name!r} are missing or not finite on the calibration data; "
                 "check the network and inputs('calibration')"
             )
-    return {name: gatherer.finish() for name, gatherer in gatherers.items()}
+    return {name: room.kept(gatherer.finish()) for name, gatherer in gatherers.items()}
 
 
 def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
@@ -131,11 +133,11 @@ def _rows(batch: Batch, part: slice) -> Batch:
 
 
 def _gatherer(
-    model: nn.Module, site: LayerSite, keeps_samples: bool, shelf: Shelf
+    model: nn.Module, site: LayerSite, keeps_samples: bool, room: Room
 ) -> Gatherer | ConvolutionGatherer:
     if site.kind == "convolution":
-        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, shelf)
-    return Gatherer(site, keeps_samples, shelf)
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, room)
+    return Gatherer(site, keeps_samples, room)
 
 
 def _observe(
@@ -145,11 +147,11 @@ def _observe(
     objective: str | None,
     draws: int,
     generator: torch.Generator,
-    shelf: Shelf,
+    room: Room,
 ) -> None:
     """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep.
 
-    What it keeps for these lies on ``shelf``.
+    What it keeps for these lies in ``room``.
     """
     arguments = arguments_of(model, batch)
     size = next(iter(arguments.values())).shape[0]
@@ -161,7 +163,7 @@ def _observe(
         # Query, key and value see one tensor: its moments are computed once.
         # A change in place, as of a residual stream, gives it another version.
         key = id(x), 0 if x.is_inference() else x._version
-        return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table, shelf))
+        return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table, room))
 
     def hook(gatherer: Gatherer | ConvolutionGatherer) -> Callable[..., Any]:
         def forward(
@@ -190,8 +192,8 @@ def _observe(
     ]
     try:
         # What is packed must be no node of the graph itself, or it would never be freed.
-        on_shelf = saved_tensors_hooks(lambda tensor: shelf.keep(tensor.detach()), lambda kept: kept)
-        with torch.set_grad_enabled(objective is not None), on_shelf:
+        in_room = saved_tensors_hooks(lambda tensor: room.hold(tensor.detach()), lambda held: held)
+        with torch.set_grad_enabled(objective is not None), in_room:
             output = first_output(model, batch)
             if objective is not None:
                 if not output.requires_grad:

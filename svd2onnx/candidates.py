@@ -17,9 +17,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from svd2onnx.activations import rounding_errors
+from svd2onnx.device import CPU
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.once import Once, anew
@@ -66,6 +68,7 @@ def candidates(
     activations: Sequence[str] = ("float",),
     track: Track = silent,
     once: Once = anew,
+    device: torch.device = CPU,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
 
@@ -79,6 +82,7 @@ def candidates(
         activations: what a layer may compute with.
         track: shows the progress.
         once: may know prices from an earlier run.
+        device: where they are computed.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
@@ -94,6 +98,7 @@ def candidates(
         _priced,
         usable,
         lambda site: (weight_of(model, site), site, statistics.get(site.name), least(site), kinds),
+        device,
     )
     menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
     return {site.name: menu[site.name] for site in usable}
@@ -160,7 +165,8 @@ def _errors(predict: Predictor, weight: Tensor, layers: Sequence[CompressedLayer
     """Some layers at a time, because their changes are as large as the weight."""
     together = max(1, _TOGETHER // weight.numel())
     parts = (layers[start : start + together] for start in range(0, len(layers), together))
-    return [error for part in parts for error in predict([weight - layer.weight() for layer in part])]
+    changes = ([weight - layer.weight().to(weight.device) for layer in part] for part in parts)
+    return [error for part in changes for error in predict(part)]
 
 
 def _pairs(site: LayerSite) -> Iterator[LayerForm]:

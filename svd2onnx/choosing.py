@@ -106,14 +106,22 @@ def priced_menu(
     once: Once = anew,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
-    model = prepared.model
+    dropped = once("dropped", (), lambda: _dropped(prepared, statistics, judging, track))
+    model, sites, device = prepared.model, prepared.sites, prepared.device
+    return candidates(model, sites, statistics, dropped, activations, track, once, device)
+
+
+def _dropped(
+    prepared: Prepared, statistics: Mapping[str, LayerStatistics], judging: Sequence[Batch], track: Track
+) -> dict[str, float]:
+    objective = prepared.objective
+    (network,) = prepared.placed(prepared.model)
     # Of a language model every token has an error, so that one row will do.
-    each = max(1, error_count(model, first_rows(judging[0], 1), prepared.objective))
+    each = max(1, error_count(network, first_rows(judging[0], 1), objective))
     few = first_rows(judging[0], -(-_DROP_ERRORS // each))
     droppable = {site.name for site in prepared.sites if site.kind == "linear"}
     means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
-    dropped = once("dropped", (), lambda: drop_errors(model, means, few, prepared.objective, track))
-    return candidates(model, prepared.sites, statistics, dropped, activations, track, once)
+    return drop_errors(network, means, few, objective, track)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:

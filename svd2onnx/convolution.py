@@ -81,14 +81,14 @@ def patches(module: Convolution, x: Tensor, most: int) -> Tensor:
         for i in axes
     ]
     count = torch.Size(sizes).numel()
-    chosen = torch.linspace(0, count - 1, min(count, most)).round().long()
+    chosen = torch.linspace(0, count - 1, min(count, most)).round().long().to(x.device)
     parts = []
     for offset in itertools.product(*(range(size) for size in module.kernel_size)):
         window = padded
         for i in axes:
             start, step = offset[i] * module.dilation[i], module.stride[i]
             window = window.narrow(2 + i, start, step * (sizes[i] - 1) + 1)
-            window = window.index_select(2 + i, torch.arange(0, window.shape[2 + i], step))
+            window = window.index_select(2 + i, torch.arange(0, window.shape[2 + i], step, device=x.device))
         parts.append(window.flatten(2)[:, :, chosen])
     # [samples, in, kernel, positions], in the order of the flattened weight.
     stacked = torch.stack(parts, dim=2).flatten(1, 2)

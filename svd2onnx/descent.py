@@ -48,16 +48,16 @@ def descend(
     codes, steps = (tensor.permute(2, 1, 0).contiguous() for tensor in (codes, steps))
     low, high = limits.T.contiguous()
     own, curvature = outputs.diagonal().unsqueeze(1), inputs.diagonal()
-    parts = [torch.arange(part, rows, _PARTS) for part in range(min(_PARTS, rows))]
+    parts = [torch.arange(part, rows, _PARTS, device=weight.device) for part in range(min(_PARTS, rows))]
     sides = [outputs[part] for part in parts]
-    still = torch.zeros(settings)
+    still = weight.new_zeros(settings)
     for _ in range(sweeps):
         for start in range(0, columns, _COLUMNS):
             end = min(start + _COLUMNS, columns)
             active = (still * _STILL < columns).float()
             if not bool(active.any()):
                 return codes.permute(2, 1, 0).contiguous()
-            moved = torch.zeros(end - start, rows, settings)
+            moved = weight.new_zeros(end - start, rows, settings)
             for j in range(start, end):
                 # Moves within the block reach the other columns when it is done, and this one now.
                 before = inputs[start:j, j] @ moved[: j - start].flatten(1)
@@ -100,6 +100,8 @@ def _effect(side: Tensor, move: Tensor) -> Tensor:
 
     What a setting gets does not depend on the others: its rows are added one by one, in their order.
     """
+    if move.is_cuda:  # it would add in any order
+        return side.T @ move
     moves = move.T
     setting, row = moves.nonzero(as_tuple=True)
     parts = side[row] * moves[setting, row].unsqueeze(1)

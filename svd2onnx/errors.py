@@ -5,6 +5,7 @@ Svd2OnnxError
 |- PlanError          the goal, the plan or a layer pattern cannot be met
 |- ExportError        PyTorch or ONNX cannot express the network as asked
 |- VerificationError  the exported graph does not compute what the compressed network computes
+|- DeviceError        the device asked for is not to be had here
 |- ReportError        what should be a report is none, or holds what cannot be shown
 |- OutputError        the result cannot be written where it was asked for
 '- ExecutorError      the work cannot be done where it was asked for
@@ -13,6 +14,7 @@ Svd2OnnxError
 from svd2onnx_runtime.errors import Svd2OnnxError
 
 __all__ = [
+    "DeviceError",
     "ExecutorError",
     "ExportError",
     "OutputError",
@@ -38,6 +40,10 @@ class ExportError(Svd2OnnxError):
 
 class VerificationError(Svd2OnnxError):
     """The exported graph does not equal the compressed PyTorch network."""
+
+
+class DeviceError(Svd2OnnxError):
+    """The device to compute on is not available on this machine."""
 
 
 class ReportError(Svd2OnnxError):

@@ -23,6 +23,11 @@ _FULL = os.strerror(errno.ENOSPC).lower()
 def refusal(error: BaseException) -> str | None:
     """The line for ``error`` where the machine refused something; None where it did not."""
     for cause in _causes(error):
+        if _says(cause, "cuda out of memory"):
+            return (
+                "out of memory on the GPU: use --device cpu, or ask for less there: smaller batches in "
+                "inputs(split), or nothing else on that GPU; nothing was written"
+            )
         if isinstance(cause, MemoryError) or _says(cause, *_NO_MEMORY):
             return (
                 "out of memory: free some, or ask for less: fewer --calibration-samples, smaller batches in "

@@ -11,8 +11,8 @@ from torch import Tensor
 from svd2onnx.convolution import Convolution, patches, weight_gradients
 from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
 from svd2onnx.moments import WIDEST, outer_sum
+from svd2onnx.room import Room
 from svd2onnx.schema import LayerSite
-from svd2onnx.spill import Shelf
 
 TakeGradient = Callable[[Tensor, int], None]
 """Takes the gradient at a layer's outputs, and the number of errors that its probe stands for."""
@@ -30,19 +30,19 @@ class Rows:
     """One layer's inputs in one pass: ``x`` [rows, in] without padding, sorted by sample.
 
     Where the first axis is not the batch's, the whole batch is one sample: probes of different samples
-    are independent, so their cross terms vanish in expectation. They lie on ``shelf``.
+    are independent, so their cross terms vanish in expectation. They lie in ``room`` for the pass.
     """
 
-    def __init__(self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool, shelf: Shelf) -> None:
+    def __init__(self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool, room: Room) -> None:
         self.key: Tensor | None = x  # keeps the tensor, and so its id, alive
         leading = x.shape if is_table else x.shape[:-1]
         width = () if is_table else x.shape[-1:]
         samples = batch if len(leading) > 0 and leading[0] == batch else 1
-        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten()
+        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten().to(x.device)
         rows = self.flatten(x.detach(), width)
         # A copy: what follows may change the tensor in place before its gradients come.
-        self.x = shelf.keep(rows.clone() if self.real is None else rows)
-        self._shelf = shelf
+        self.x = room.hold(rows.clone() if self.real is None else rows)
+        self._room = room
         if self.real is None:
             self.lengths = (len(self.x) // samples,) * samples
         else:
@@ -60,7 +60,7 @@ class Rows:
     def moments(self) -> tuple[int, Tensor, Tensor]:
         """Count, mean and centred scatter, float64; of very wide inputs the scatter's diagonal."""
         count, width = self.x.shape
-        mean = self.x.double().mean(dim=0) if count else torch.zeros(width).double()
+        mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
         centred = self.x - mean.float()
         whole = width <= WIDEST
         rest = centred.double().sum(dim=0, keepdim=True)  # of rounding the mean
@@ -69,18 +69,18 @@ class Rows:
 
     @functools.cached_property
     def kept(self) -> Tensor:
-        """The rows as probes keep them."""
-        return self._shelf.keep(self.x.bfloat16()) if self.x.is_floating_point() else self.x.clone()
+        """The rows as probes keep them, on the CPU."""
+        return self._room.keep(self.x.bfloat16() if self.x.is_floating_point() else self.x.clone())
 
 
 class _Moments:
     """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
 
-    def __init__(self, width: int, keeps_samples: bool, shelf: Shelf) -> None:
-        self.keeps_samples, self._shelf = keeps_samples, shelf
+    def __init__(self, width: int, keeps_samples: bool, room: Room) -> None:
+        self.keeps_samples, self._room = keeps_samples, room
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = _zeros(width, shelf, torch.float32 if width > _WIDE else torch.float64)
+        self.mean = room.zeros((width,), torch.float64)
+        self.scatter = _zeros(width, room, torch.float32 if width > _WIDE else torch.float64)
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
@@ -88,33 +88,33 @@ class _Moments:
         if not count:
             return
         total = self.count + count
-        shift = mean - self.mean
-        self.scatter += scatter
+        shift = mean - self.mean.to(mean.device)
+        _add(self.scatter, scatter)
         between = outer_sum(shift[None], shift[None], whole=self.scatter.ndim == 2)
-        self.scatter += between * (self.count * count / total)
-        self.mean += shift * (count / total)
+        _add(self.scatter, between * (self.count * count / total))
+        _add(self.mean, shift * (count / total))
         self.count = total
         if self.keeps_samples:
             keep = 128
-            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone())
+            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone().cpu())
 
     @property
     def samples(self) -> Tensor | None:
         if not self.kept:
             return None
         samples = torch.cat(self.kept)
-        return self._shelf.keep(samples[:: -(-samples.shape[0] // SAMPLES)].clone())
+        return self._room.keep(samples[:: -(-samples.shape[0] // SAMPLES)].clone())
 
 
 class Gatherer:
     """Accumulates the statistics of one site, that of a linear layer or a table."""
 
-    def __init__(self, site: LayerSite, keeps_samples: bool, shelf: Shelf) -> None:
+    def __init__(self, site: LayerSite, keeps_samples: bool, room: Room) -> None:
         rows, width = site.shape
-        self.moments = _Moments(width, keeps_samples, shelf) if site.kind == "linear" else None
+        self.moments = _Moments(width, keeps_samples, room) if site.kind == "linear" else None
         self.outputs = width if self.moments is None else rows
-        self._sums = _Sums(self.outputs, width if self.moments else None, shelf)
-        self._shelf = shelf
+        self._sums = _Sums(self.outputs, width if self.moments else None, room)
+        self._room = room
         self.probes: list[ProbedRows] = []
 
     @property
@@ -133,13 +133,13 @@ class Gatherer:
     def _add(self, rows: Rows, gradient: Tensor, count: int, fits: bool) -> None:
         g = rows.flatten(gradient.detach(), (self.outputs,))
         if not fits:
-            kept = self._shelf.keep(g.bfloat16())
+            kept = self._room.keep(g.bfloat16())
             self.probes.append(ProbedRows(rows.kept, kept, rows.lengths, count))
             return
         self._sums.add_outputs(g, count)
         if self.moments is None:
             return
-        x = rows.x - self.moments.mean.float()
+        x = rows.x - self.moments.mean.float().to(g.device)
         # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
         parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
         guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
@@ -153,30 +153,30 @@ class Gatherer:
 class ConvolutionGatherer:
     """Accumulates the statistics of one convolution; a grouped one has no moments of inputs."""
 
-    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, shelf: Shelf) -> None:
+    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, room: Room) -> None:
         rows, width = site.shape
-        self._module, self._shelf = module, shelf
-        self.moments = _Moments(width, keeps_samples, shelf) if site.groups == 1 else None
-        self._sums = _Sums(rows, width if self.moments else None, shelf)
+        self._module, self._room = module, room
+        self.moments = _Moments(width, keeps_samples, room) if site.groups == 1 else None
+        self._sums = _Sums(rows, width if self.moments else None, room)
         self.probes: list[ProbedGammas] = []
 
     def seen(self, x: Tensor, fits: bool) -> TakeGradient:
         """As of ``Gatherer``, of inputs [samples, in, *space]."""
         if fits and self.moments is not None:
             inputs = patches(self._module, x, PATCHES)
-            self.moments.add(Rows(inputs, None, 1, is_table=False, shelf=self._shelf))
+            self.moments.add(Rows(inputs, None, 1, is_table=False, room=self._room))
         # A copy: what follows may change the tensor in place before its gradients come.
-        kept = self._shelf.keep(x.clone())
+        kept = self._room.hold(x.clone())
         return lambda gradient, count: self._add(kept, gradient.detach(), count, fits)
 
     def _add(self, x: Tensor, g: Tensor, count: int, fits: bool) -> None:
         gammas = weight_gradients(self._module, x, g)
         if self.moments is not None:
-            mean = self.moments.mean.float()
+            mean = self.moments.mean.float().to(g.device)
             sums = g.flatten(2).sum(2)
             gammas = (gamma - torch.outer(own, mean) for gamma, own in zip(gammas, sums, strict=True))
         if not fits:
-            kept = self._shelf.keep(torch.stack([gamma.bfloat16() for gamma in gammas]))
+            kept = self._room.keep(torch.stack([gamma.bfloat16() for gamma in gammas]))
             self.probes.append(ProbedGammas(kept, count))
             return
         self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
@@ -189,27 +189,31 @@ class ConvolutionGatherer:
         return _finished(self.moments, self._sums, self.probes)
 
 
-def _zeros(width: int, shelf: Shelf, dtype: torch.dtype = torch.float32) -> Tensor:
+def _add(total: Tensor, part: Tensor) -> None:
+    total += part.to(total.device)
+
+
+def _zeros(width: int, room: Room, dtype: torch.dtype = torch.float32) -> Tensor:
     """[width, width], or [width] where that would be too large."""
-    return shelf.zeros((width, width) if width <= WIDEST else (width,), dtype)
+    return room.zeros((width, width) if width <= WIDEST else (width,), dtype)
 
 
 class _Sums:
     """Sums of products of gradients, over all errors so far: G [outputs, outputs] and B [width, width]."""
 
-    def __init__(self, outputs: int, width: int | None, shelf: Shelf) -> None:
+    def __init__(self, outputs: int, width: int | None, room: Room) -> None:
         self.errors = 0
-        self.outer = shelf.zeros((outputs, outputs)) if outputs <= LARGEST_OUTPUTS else None
-        self.guided = None if width is None else _zeros(width, shelf)
+        self.outer = room.zeros((outputs, outputs)) if outputs <= LARGEST_OUTPUTS else None
+        self.guided = None if width is None else _zeros(width, room)
 
     def add_outputs(self, g: Tensor, count: int) -> None:
         if self.outer is not None:
-            self.outer += g.T @ g
+            _add(self.outer, g.T @ g)
         self.errors += count
 
     def add_guided(self, rows: Tensor, others: Tensor) -> None:
         assert self.guided is not None
-        self.guided += outer_sum(rows, others, whole=self.guided.ndim == 2)
+        _add(self.guided, outer_sum(rows, others, whole=self.guided.ndim == 2))
 
 
 def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:

@@ -92,7 +92,11 @@ def inspect_layers(
         weight = None if site.skip_reason else weight_of(prepared.model, site)
         return weight, site, statistics.get(site.name)
 
-    results = track(finished(_inspected, prepared.sites, arguments), "Decomposing", len(prepared.sites))
+    results = track(
+        finished(_inspected, prepared.sites, arguments, device=prepared.device),
+        "Decomposing",
+        len(prepared.sites),
+    )
     inspected = {site.name: layer for site, layer in results}
     return [inspected[site.name] for site in prepared.sites]
 

@@ -32,6 +32,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from svd2onnx.decoder import WithPast
+from svd2onnx.device import device_of, on
 from svd2onnx.errors import SourceError, Svd2OnnxError
 
 OBJECTIVES = ("cosine", "kl", "mse")
@@ -209,7 +210,7 @@ def load_model_file(
 
 
 def arguments_of(model: nn.Module, batch: Batch) -> Batch:
-    """The entries of ``batch`` that the network's forward takes, in the order of its parameters.
+    """The entries of ``batch`` that the network's forward takes, in the order of its parameters, where it is.
 
     Raises:
         SourceError: the batch holds none of them.
@@ -228,7 +229,7 @@ def arguments_of(model: nn.Module, batch: Batch) -> Batch:
             f"forward takes {list(parameters)}, but the batch holds {list(batch)}; "
             f"name the batch's tensors by forward's arguments"
         )
-    return arguments
+    return on(device_of(model), arguments)
 
 
 def as_arrays(batch: Batch) -> dict[str, np.ndarray]:

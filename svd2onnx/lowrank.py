@@ -123,11 +123,11 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = matrix.shape
     if min(rows, columns) < _LARGE:
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-        return u, s.unsqueeze(1) * vt
+        return _signed(u, s.unsqueeze(1) * vt)
     basis, rest = torch.linalg.qr(matrix) if rows > columns else (None, matrix)
     left = torch.linalg.eigh(rest @ rest.T).eigenvectors.flip(1)
     right = left.T @ rest
-    return left if basis is None else basis @ left, right
+    return _signed(left if basis is None else basis @ left, right)
 
 
 def _is_quicker_by_projection(matrix: Tensor, rank: int) -> bool:
@@ -137,10 +137,23 @@ def _is_quicker_by_projection(matrix: Tensor, rank: int) -> bool:
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The first ``rank`` of U and S V^T by random projections, always the same ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(matrix, q=rank + _OVERSAMPLING, niter=_POWERS)
-    return u[:, :rank], s[:rank].unsqueeze(1) * v[:, :rank].T
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ drawn.to(matrix.device)).Q
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    left, right = _svd(basis.T @ matrix)
+    return _signed(basis @ left[:, :rank], right[:rank])
+
+
+def _signed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair in which the largest entry of each column of ``left`` is positive.
+
+    A library may choose any signs, and codes, which reach further on one side, would depend on that.
+    """
+    largest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -torch.ones_like(largest), torch.ones_like(largest))
+    return left * signs, right * signs.T
 
 
 def largest_paying_rank(shape: tuple[int, int], spec: QuantSpec) -> int:

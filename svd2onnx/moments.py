@@ -30,7 +30,7 @@ def unit_mean(moment: Tensor) -> Tensor:
 def damp(moment: Tensor, share: float) -> Tensor:
     """``moment`` plus ``share`` of its mean diagonal on the diagonal: positive definite."""
     more = share * diagonal(moment).mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    return moment + (more if moment.ndim == 1 else more * torch.eye(len(moment), dtype=moment.dtype))
+    return moment + (more if moment.ndim == 1 else torch.diag(more.expand(len(moment))))
 
 
 def root(moment: Tensor, floor: float) -> Tensor:

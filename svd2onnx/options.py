@@ -81,6 +81,10 @@ def source_options(command: Command) -> Command:
         ),
         DATA,
         PROVIDER,
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+            help="What calibrates, decomposes, rounds and retrains; auto is CUDA where there is a GPU.",
+        ),
     ]  # fmt: skip
     return _with(options, command)
 

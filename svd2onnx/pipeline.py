@@ -15,6 +15,7 @@ from svd2onnx.cache import Cache, open_cache
 from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
+from svd2onnx.device import signature_of
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float, weights_file
 from svd2onnx.layer_statistics import LayerStatistics
@@ -35,7 +36,6 @@ from svd2onnx.report import (
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
-from svd2onnx.sources.source import Source
 from svd2onnx.timing import measure_latency, measure_step
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
@@ -92,7 +92,7 @@ def compress_export(
             clock = start_clock(prepared, float_draft, settings.sizes, choices, table, track)
             drafts[3].write_text(clock.times.table.to_json())
         float_bytes = graph_bytes(float_draft)
-        decompose = recall.decompose()
+        decompose = recall.decompose(prepared.device)
         goal = choose_goal(
             prepared,
             settings,
@@ -157,7 +157,7 @@ def compress_export(
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
-            warnings=tuple(_warnings(settings, provider, prepared.source, cache)),
+            warnings=tuple(_warnings(settings, provider, prepared, cache)),
             versions=tool_versions(),
             retraining=build.retraining,
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
@@ -191,8 +191,9 @@ def recall_on(
     asked = settings.resume or settings.cache is not None
     # Written for an interruption that may not come, the statistics of a large network cost too much.
     remembers = cache if asked or not prepared.is_large else None
+    devices = signature_of(prepared.device), signature_of(prepared.passes)  # sums round by them
     return recall_for(
-        remembers, prepared.model, reference, sites, settings.seed, mode, list(fit), list(judging)
+        remembers, prepared.model, reference, devices, sites, settings.seed, mode, list(fit), list(judging)
     )
 
 
@@ -213,8 +214,9 @@ def gather_statistics(
 
     @functools.cache
     def gathered() -> dict[str, LayerStatistics]:
+        (network,) = prepared.placed(prepared.model)
         return calibrate(
-            prepared.model,
+            network,
             prepared.sites,
             track(fit, "Calibrating", len(fit)),
             _objective(prepared, settings),
@@ -243,11 +245,17 @@ def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | Non
     return total if total is None or choice is None else total * choice.gauge
 
 
-def _warnings(settings: Settings, provider: str, source: Source, cache: Cache) -> Iterator[str]:
+def _warnings(settings: Settings, provider: str, prepared: Prepared, cache: Cache) -> Iterator[str]:
+    source = prepared.source
     if settings.dtype == "float16" and provider == "cpu":
         yield (
             "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "
             "for CUDA, the latency does not"
+        )
+    if prepared.obstacle is not None:
+        yield (
+            f"the network ran on the CPU, and only the work on its layers on {prepared.device}, where its "
+            f"forward fails: {prepared.obstacle}"
         )
     yield from source.warnings
     if settings.calibration_samples == 0 or not source.calibrated:

@@ -13,6 +13,7 @@ from torch import nn
 from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
 from svd2onnx.decoder import Traced, traced_with_past
+from svd2onnx.device import CPU, placed, resolve_device
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
@@ -30,7 +31,8 @@ from svd2onnx.spill import MadeOn, Shelf
 class Prepared:
     """A loaded network with its layers found, and the calibration batches (one at least).
 
-    What belongs to the network and is large lies on ``shelf``: its weights do.
+    What belongs to the network and is large lies on ``shelf``: its weights do. Work on a layer is done on
+    ``device``, and passes of the network are too, unless ``obstacle`` says what hinders them.
     """
 
     source: Source
@@ -42,6 +44,17 @@ class Prepared:
     """Whether its weights alone are more than is kept in memory."""
     with_past: bool = False
     """Whether files take the past's keys and values; all that is measured in PyTorch does without."""
+    device: torch.device = CPU
+    obstacle: str | None = None
+
+    @property
+    def passes(self) -> torch.device:
+        """Where passes of the network are computed."""
+        return self.device if self.obstacle is None else CPU
+
+    def placed(self, *networks: nn.Module) -> tuple[nn.Module, ...]:
+        """``networks`` as they are to be run, see ``svd2onnx.device``."""
+        return placed(self.passes, *networks)
 
     @property
     def objective(self) -> str:
@@ -75,7 +88,9 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     Raises:
         SourceError: see ``load_source`` and ``discover``.
         PlanError: a pattern matches no layer.
+        DeviceError: there is no GPU, and ``settings`` ask for one.
     """
+    device = resolve_device(settings.device)
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
     shelf = Shelf()
     with MadeOn(shelf):
@@ -102,7 +117,19 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         raise type(error)(f"{source}: {error}") from error
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    return Prepared(loaded, model, chosen, batches, shelf, is_large, settings.with_past)
+    obstacle = None if device == CPU else _obstacle(model, batches[0], device)
+    return Prepared(loaded, model, chosen, batches, shelf, is_large, settings.with_past, device, obstacle)
+
+
+def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
+    """Why ``model``, which runs on the CPU, does not on ``device``: it is too large, or names the CPU."""
+    try:
+        (network,) = placed(device, model)
+        with torch.inference_mode():
+            network(**arguments_of(network, batch))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:

@@ -35,7 +35,8 @@ def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generat
     An output of zeros is not probed: it costs a constant to change it at all. Half the mean of
     (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error. A batch's
     ``attention_mask`` leaves tokens out for "kl" if it has the shape of the logits without their last
-    axis, as ``svd2onnx_runtime.token_mask`` says.
+    axis, as ``svd2onnx_runtime.token_mask`` says. The ``generator`` is one of the CPU, so that draws are the
+    same wherever the output lies.
     """
     return _PROBES[objective](output, batch, generator)
 
@@ -53,7 +54,7 @@ def _cosine_probe(output: Tensor, _batch: Batch, generator: torch.Generator) -> 
 def _kl_probe(logits: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
     logits = _counted(logits, batch)
     with torch.no_grad():
-        labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator).to(logits.device)
     return -functional.cross_entropy(logits, labels[:, 0], reduction="sum"), len(logits)
 
 
@@ -87,7 +88,7 @@ def _counted(logits: Tensor, batch: Batch) -> Tensor:
     """[tokens, classes]: those that the mask keeps."""
     mask = batch.get("attention_mask")
     if mask is not None and mask.shape == logits.shape[:-1]:
-        return logits[mask.bool()]
+        return logits[mask.bool().to(logits.device)]
     return logits.reshape(-1, logits.shape[-1])
 
 
@@ -98,7 +99,7 @@ def _divided(rows: Tensor, size: Tensor) -> Tensor:
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 _PROBES: dict[str, Callable[[Tensor, Batch, torch.Generator], tuple[Tensor, int]]] = {

@@ -59,7 +59,7 @@ def search_steps(
     low, high = spec.code_range
     blocks = _to_blocks(weight.float(), spec.block_size)
     if importance is None:
-        cost = torch.ones(1, *blocks.shape[1:])
+        cost = blocks.new_ones(1, *blocks.shape[1:])
     else:
         cost = _to_blocks(importance.float().reshape(1, -1), spec.block_size)
     limit = blocks.abs().amax(dim=-1)

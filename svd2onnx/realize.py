@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.device import CPU
 from svd2onnx.factors import Corrections, Target, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
@@ -35,10 +36,11 @@ def realize(
     decompose: Decompose = factorize,
     shelf: Shelf | None = None,
     once: Once = anew,
+    device: torch.device = CPU,
 ) -> dict[str, CompressedLayer]:
     """The stored tensors of every layer in ``plan``, by site name; ``once`` may know them.
 
-    Their codes lie on ``shelf``.
+    They are computed on ``device``, and their codes lie on ``shelf``.
     """
     shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
@@ -58,6 +60,7 @@ def realize(
         _realized,
         chosen,
         arguments,
+        device,
     )
     shown = track(results, "Quantizing", len(chosen))
     layers = {site.name: _kept(layer, shelf) for site, layer in shown}
@@ -166,7 +169,8 @@ def _with_shift(
     """``layer`` with the correction D E[x] of its bias."""
     if statistics is None or statistics.mean is None:
         return layer
-    parts = zip(torch.split(weight, _ROWS), torch.split(layer.weight(), _ROWS), strict=True)
+    kept = layer.weight().to(weight.device)
+    parts = zip(torch.split(weight, _ROWS), torch.split(kept, _ROWS), strict=True)
     shift = torch.cat([(own.double() - stored.double()) @ statistics.mean for own, stored in parts])
     return replace(layer, bias_shift=shift.float())
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.cache import Cache
+from svd2onnx.device import CPU, on
 from svd2onnx.environment import digest_of, kernels, own_code
 from svd2onnx.lowrank import Decompose, Factorization, factorize
 from svd2onnx.records import digest
@@ -54,11 +55,11 @@ class Recall:
     def _name(self, kind: str, key: object) -> str:
         return f"{kind}-{digest(self._about, kind, key)}"
 
-    def decompose(self) -> Decompose:
-        """``factorize`` that remembers."""
+    def decompose(self, device: torch.device = CPU) -> Decompose:
+        """``factorize``, computed on ``device``, that remembers."""
 
         def remembered(weight: Tensor) -> Factorization:
-            return self("decomposition", weight, lambda: factorize(weight))
+            return self("decomposition", weight, lambda: on(CPU, factorize(weight.to(device))))
 
         return remembered
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from svd2onnx.device import CPU, on, placed
 from svd2onnx.errors import PlanError, SourceError
 from svd2onnx.loading import Batch
 from svd2onnx.progress import Track, silent
@@ -81,6 +82,7 @@ def recover(
     seed: int = 0,
     rates: Rates | None = None,
     track: Track = silent,
+    device: torch.device = CPU,
 ) -> Recovered:
     """Retrain ``layers`` for at most ``steps`` steps of one batch each.
 
@@ -98,6 +100,7 @@ def recover(
         seed: of the order of the batches.
         rates: learning rates.
         track: shows progress.
+        device: where the training is done.
 
     Raises:
         PlanError: ``steps`` is negative.
@@ -108,8 +111,9 @@ def recover(
     if len(batches) < 2:
         raise SourceError(f"recovery needs 2 batches at least, one to hold out, and found {len(batches)}")
     training, held_out = _split(batches)
-    student = Student(model, sites, layers)
-    teacher = Teacher(model, objective, batches[0])
+    (network,) = placed(device, model)
+    student = Student(network, sites, on(device, dict(layers)))
+    teacher = Teacher(network, objective, batches[0])
     before = best = teacher.error_of(student.network, held_out)
     worse, kept, step = 0, None, 0
     optimizer, schedule = _optimizer(student, rates or Rates(), steps)
@@ -129,7 +133,7 @@ def recover(
                 break
     if kept is None:
         return Recovered(copy.deepcopy(model), dict(layers), before, before, step)
-    return Recovered(student.model_of(kept), dict(kept.layers), before, best, step)
+    return Recovered(kept.model_of(model), on(CPU, dict(kept.layers)), before, best, step)
 
 
 def _optimizer(

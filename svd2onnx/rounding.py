@@ -55,8 +55,8 @@ class Curvature:
 
     @functools.cached_property
     def order(self) -> Tensor:
-        """The columns by falling curvature."""
-        return torch.argsort(diagonal(self.inputs), descending=True)
+        """The columns by falling curvature; equals in their order, whatever the device."""
+        return torch.argsort(diagonal(self.inputs), descending=True, stable=True)
 
     @functools.cached_property
     def spread(self) -> Tensor:
@@ -99,7 +99,7 @@ def round_second_order(
     rows, columns = weight.shape
     found = [search_steps(weight, spec, curvature.inputs.diagonal()) for spec in specs]
     steps = torch.stack([widened(s, spec, columns) for (s, _), spec in zip(found, specs, strict=True)])
-    limits = torch.tensor([spec.code_range for spec in specs], dtype=torch.float32)
+    limits = torch.tensor([spec.code_range for spec in specs], dtype=torch.float32).to(weight.device)
     codes = gptq_codes(
         weight.float().repeat(len(specs), 1),
         steps.flatten(0, 1),
@@ -107,7 +107,8 @@ def round_second_order(
         curvature,
     ).reshape(steps.shape)
     if sweeps and curvature.outputs is not None:
-        coarse = [i for i, spec in enumerate(specs) if spec.bits < 8]  # 8 bits leave nothing worth the time
+        # 8 bits leave nothing worth the time.
+        coarse = torch.tensor([spec.bits < 8 for spec in specs]).nonzero().flatten().to(weight.device)
         codes[coarse] = descend(
             weight.float(),
             codes[coarse],
@@ -142,7 +143,7 @@ def gptq_codes(weight: Tensor, steps: Tensor, limits: Tensor, curvature: Curvatu
     codes = torch.empty_like(rest)
     for start in range(0, columns, _COLUMNS):
         end = min(start + _COLUMNS, columns)
-        errors = torch.empty(end - start, weight.shape[0])
+        errors = rest.new_empty(end - start, weight.shape[0])
         for j in range(start, end):
             code = torch.round(rest[j] / step[j])
             torch.minimum(torch.maximum(code, low, out=code), high, out=codes[j])

@@ -43,12 +43,13 @@ class ScaleGrid:
         """
         used = largest[largest > 0]
         if used.numel() == 0:
-            return cls(torch.int8, torch.ones(1, 1))
+            return cls(torch.int8, largest.new_ones(1, 1))
         for reach in (used.max().reshape(1, 1), largest.amax(dim=1, keepdim=True)):
-            exponent = torch.ceil(torch.log2(reach / LARGEST))
+            # In float64, so that every device finds the same exponent, and exactly a power of two.
+            exponent = torch.ceil(torch.log2((reach / LARGEST).double()))
             exponent = torch.where(reach > 0, exponent, torch.zeros_like(exponent))
             low, high = _EXPONENTS
-            unit = torch.exp2(exponent.clamp(low, high))
+            unit = torch.exp2(exponent.clamp(low, high)).float()
             fits = bool((exponent >= low).all() and (exponent <= high).all())
             if fits and (largest / unit)[largest > 0].median() >= _FINE_ENOUGH:
                 return cls(torch.int8, unit if unit.numel() == 1 else unit.half())

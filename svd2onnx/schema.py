@@ -285,11 +285,12 @@ class CompressedLayer:
         )
 
     def weight(self) -> Tensor:
-        """The float32 matrix [out, in] that the stored tensors stand for."""
-        total = self.dense.dequantize() if self.dense else torch.zeros(self.shape)
+        """The float32 matrix [out, in] that the stored tensors stand for; of none, zeros on the CPU."""
+        total = self.dense.dequantize() if self.dense else None
         if self.left is not None and self.right is not None:
-            total = total + self.left.dequantize() @ self.right.dequantize()
-        return total
+            pair = self.left.dequantize() @ self.right.dequantize()
+            total = pair if total is None else total + pair
+        return torch.zeros(self.shape) if total is None else total
 
     @property
     def stored_bytes(self) -> int:

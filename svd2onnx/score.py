@@ -46,7 +46,7 @@ class ErrorPredictor:
 
     def __call__(self, changes: Sequence[Tensor]) -> list[float]:
         """The predicted error of each of ``changes`` = W - W~, in the units of the objective."""
-        totals = torch.zeros(len(changes), dtype=torch.float64)
+        totals = changes[0].new_zeros(len(changes), dtype=torch.float64)
 
         @functools.cache
         def flat() -> Tensor:
@@ -70,7 +70,7 @@ class ErrorPredictor:
             )
         )
         step = max(1, _TOGETHER // changes.shape[1])
-        totals = torch.zeros(len(changes), dtype=torch.float64)
+        totals = changes.new_zeros(len(changes), dtype=torch.float64)
         for start in range(0, len(parts), step):
             gammas = torch.stack([(g.T @ x).flatten() for x, g in parts[start : start + step]])
             totals += _squares(gammas, changes)
@@ -97,7 +97,7 @@ class ErrorPredictor:
 
 def _squares(gammas: Tensor, changes: Tensor) -> Tensor:
     """Sums of <Gamma, D>^2 [changes] over the samples of ``gammas`` [samples, out * in]; both are flat."""
-    totals = torch.zeros(len(changes), dtype=torch.float64)
+    totals = changes.new_zeros(len(changes), dtype=torch.float64)
     for some in torch.split(gammas, max(1, _TOGETHER // gammas.shape[1])):
         totals += (some.float() @ changes.T).double().square().sum(dim=0)
     return totals

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from svd2onnx.device import DEVICES
 from svd2onnx.errors import PlanError
 from svd2onnx.schema import METHODS, QuantSpec
 
@@ -69,6 +70,7 @@ class Settings:
     objective: str | None = None
     trust_pickle: bool = False
     provider: str = "auto"
+    device: str = "auto"
     threads: int | None = None
     seed: int = 0
     cache: Path | None = None
@@ -83,6 +85,8 @@ class Settings:
             raise PlanError(f"the operator must be one of {OPERATORS}, not {self.operator!r}")
         if self.dtype not in DTYPES:
             raise PlanError(f"the dtype must be one of {DTYPES}, not {self.dtype!r}")
+        if self.device not in DEVICES:
+            raise PlanError(f"the device must be one of {DEVICES}, not {self.device!r}")
         if self.activations == "int8" and self.form != Form():
             raise PlanError(
                 "--activations int8 is a form of its own, MatMulInteger on float32 activations: "

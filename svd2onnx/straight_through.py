@@ -51,7 +51,7 @@ class TrainedTensor(nn.Module):
             codes = codes + (wanted - codes).clamp_(-_EDGE, _EDGE).mul_(_LEAN)
         self.codes = nn.Parameter(codes)
         self.ratios = nn.Parameter(torch.ones_like(stored.steps))
-        self.weight = torch.empty(stored.codes.shape).requires_grad_()
+        self.weight = codes.new_empty(stored.codes.shape).requires_grad_()
         self.push()
 
     @torch.no_grad()

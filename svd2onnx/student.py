@@ -23,6 +23,14 @@ class Snapshot:
     layers: Mapping[str, CompressedLayer]
     floats: Mapping[str, Tensor]
 
+    def model_of(self, original: nn.Module) -> nn.Module:
+        """A copy of the float network with the trained floats."""
+        model = copy.deepcopy(original)
+        with torch.no_grad():
+            for name, values in self.floats.items():
+                model.get_parameter(name).copy_(values)
+        return model
+
 
 class Student:
     """``network`` computes what ``rewrite`` would, and can be trained.
@@ -73,14 +81,6 @@ class Student:
         layers = {name: layer.stored() for name, layer in self._trained.items()}
         floats = {name: parameter.detach().clone() for name, parameter in self._floats.items()}
         return Snapshot({**self._layers, **layers}, floats)
-
-    def model_of(self, snapshot: Snapshot) -> nn.Module:
-        """A copy of the float network with the trained floats of ``snapshot``."""
-        model = copy.deepcopy(self._model)
-        with torch.no_grad():
-            for name, values in snapshot.floats.items():
-                model.get_parameter(name).copy_(values)
-        return model
 
     def _replace(self, site: LayerSite, layer: CompressedLayer) -> None:
         modules: list[nn.Module] = []

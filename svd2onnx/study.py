@@ -117,7 +117,7 @@ class Study:
 
     @cached_property
     def decompositions(self) -> Decompositions:
-        return Decompositions(self._recall.decompose())
+        return Decompositions(self._recall.decompose(self.prepared.device))
 
     @cached_property
     def float_bytes(self) -> int:
@@ -178,11 +178,12 @@ class Study:
             batches = list(self.prepared.batches)
             some = random.Random(self._seed(sample)).sample(batches, -(-len(batches) // 2))
             once = self._recall_drawn(sample)
-            model, sites = self.prepared.model, self.prepared.sites
-            self._draws = {
-                sample: once("moments", (), lambda: calibrate(model, sites, some, shelf=self.prepared.shelf))
-            }
+            self._draws = {sample: once("moments", (), lambda: self._calibrated(some))}
         return self._draws[sample]
+
+    def _calibrated(self, batches: Sequence[Batch]) -> dict[str, LayerStatistics]:
+        (network,) = self.prepared.placed(self.prepared.model)
+        return calibrate(network, self.prepared.sites, batches, shelf=self.prepared.shelf)
 
     def _recall_drawn(self, sample: int) -> Recall:
         return self._recall.of("drawn", sample)

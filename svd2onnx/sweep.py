@@ -99,6 +99,7 @@ def _points(
     del study
     # What is drawn and summed up is remembered for this number of threads, and no other.
     threads = torch.get_num_threads()
+    settings = replace(settings, device=prepared.device.type)  # as here, whatever a worker has
     work = functools.partial(
         _measured, Path.cwd(), source, settings, data, drafts.absolute(), cache.folder.absolute()
     )

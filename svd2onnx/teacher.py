@@ -43,7 +43,8 @@ class Teacher:
         pieces = list(_rows(arguments_of(self.model, batch), self.rows))
         rows = [_row_count(piece) for piece in pieces]
         for piece, count, wanted in zip(pieces, rows, self._wanted(batch, pieces), strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
+            device = next(iter(piece.values())).device.type
+            with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
                 output = first_output(network, piece)
             gradient = error_gradient(self.objective, wanted, output.detach().float(), piece)
             torch.autograd.backward(output, gradient.mul_(count / sum(rows)).to(output.dtype))
@@ -88,10 +89,10 @@ def error_gradient(objective: str, reference: Tensor, output: Tensor, batch: Bat
     """
     width = reference[0].numel() if objective == "mse" else reference.shape[-1]
     references, outputs = reference.reshape(-1, width), output.reshape(-1, width)
-    weights = torch.ones(len(references))
+    weights = references.new_ones(len(references))
     mask = batch.get("attention_mask")
     if objective == "kl" and mask is not None and mask.shape == reference.shape[:-1]:
-        weights = mask.reshape(-1).float()
+        weights = mask.reshape(-1).float().to(weights.device)
     weights = weights / weights.sum().clamp_min(1.0)
     gradient = torch.empty_like(outputs)
     step = max(1, (_ELEMENTS // 4) // width)
@@ -116,6 +117,8 @@ def _rows(arguments: Batch, count: int | None) -> Iterator[Batch]:
         yield {n: t[rows] if t.ndim and t.shape[0] == total else t for n, t in arguments.items()}
 
 
-def _has_bfloat16() -> bool:
+def _has_bfloat16(device: str) -> bool:
     """Whether this processor multiplies bfloat16 faster than float32; the exactness of training suffices."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())

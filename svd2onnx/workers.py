@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from joblib import Parallel, delayed
 
+from svd2onnx.device import CPU, on
 from svd2onnx.environment import kernels, own_code
 from svd2onnx.errors import ExecutorError
 from svd2onnx.executors import current, is_loss
@@ -39,6 +40,7 @@ def finished(
     items: Sequence[T],
     arguments: Callable[[T], tuple[Any, ...]],
     threads: int = 1,
+    device: torch.device = CPU,
 ) -> Iterator[tuple[T, R]]:
     """Each item with ``work(*arguments(item))``, in the order in which they are done.
 
@@ -50,6 +52,9 @@ def finished(
         items: what to work on.
         arguments: of ``work``: all that it needs, because it may run on another machine.
         threads: of torch, for each piece.
+        device: where pieces are computed, from and to the CPU. On a GPU they come one after the other: a
+            thread that starts kernels as fast as Python can is all that it takes, and its memory then need
+            only hold one.
 
     Raises:
         ExecutorError: workers are lost one after another, or compute otherwise than this process.
@@ -58,7 +63,7 @@ def finished(
     losses = 0
     while left:
         try:
-            for number, result in _results(work, left, arguments, threads):
+            for number, result in _results(work, left, arguments, threads, device):
                 item = left.pop(number)
                 losses = 0
                 yield item, result
@@ -81,20 +86,27 @@ def finished_once(
     work: Callable[..., R],
     items: Sequence[T],
     arguments: Callable[[T], tuple[Any, ...]],
+    device: torch.device = CPU,
 ) -> Iterator[tuple[T, R]]:
     """As ``finished``; items whose results ``once`` knows, by ``kind`` and ``key``, come first."""
     known = [once.knows(kind, key(item)) for item in items]
     for item, is_known in zip(items, known, strict=True):
         if is_known:
-            yield item, once(kind, key(item), functools.partial(_made, work, arguments, item))
+            yield item, once(kind, key(item), functools.partial(_made, work, arguments, item, device))
     unknown = [item for item, is_known in zip(items, known, strict=True) if not is_known]
-    for item, result in finished(work, unknown, arguments):
+    for item, result in finished(work, unknown, arguments, device=device):
         yield item, once(kind, key(item), functools.partial(_same, result))
 
 
-def _made(work: Callable[..., R], arguments: Callable[[T], tuple[Any, ...]], item: T) -> R:
+def _made(
+    work: Callable[..., R], arguments: Callable[[T], tuple[Any, ...]], item: T, device: torch.device
+) -> R:
     with _threads_kept():
-        return work(*self_contained(arguments(item)))
+        return _computed(device, work, *self_contained(arguments(item)))
+
+
+def _computed(device: torch.device, work: Callable[..., R], *arguments: Any) -> R:
+    return on(CPU, work(*on(device, arguments)))
 
 
 def _same(result: R) -> R:
@@ -106,19 +118,19 @@ def _results(
     items: Mapping[int, T],
     arguments: Callable[[T], tuple[Any, ...]],
     threads: int,
+    device: torch.device,
 ) -> Iterator[tuple[int, R]]:
     """The number of each item, with its result."""
     executor = current()
-    workers = max(1, executor.cores() // threads)
+    workers = max(1, executor.cores() // threads) if device == CPU else 1
     ended = threading.Event()
     here = (own_code(), *kernels())
 
     def tasks() -> Iterator[Any]:
         for number, item in list(items.items()):
-            torch.set_num_threads(
-                1
-            )  # joblib may ask from a thread of its own, which has the process's default
-            piece = functools.partial(work, *self_contained(arguments(item)))
+            # joblib may ask from a thread of its own, which has the process's default.
+            torch.set_num_threads(1)
+            piece = functools.partial(_computed, device, work, *self_contained(arguments(item)))
             if executor.in_process:
                 yield delayed(functools.partial(_here, ended, number, piece))()
             else:

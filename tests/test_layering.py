@@ -13,8 +13,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 
 # Lowest first: a module imports only modules that stand before it.
 LAYERS = (
-    "errors environment interruption failures progress once self_contained executors workers drafts "
-    "outputs memory spill scales schema "
+    "errors environment interruption failures progress once self_contained executors device workers "
+    "drafts outputs memory spill room scales schema "
     "quantize moments descent lowrank convolution layer_statistics layers decoder loading probes agreement "
     "gathering calibrate rounding factors realize score activations planner candidates records entries "
     "cache recall knapsack deadline report wording charts page goals modules straight_through "

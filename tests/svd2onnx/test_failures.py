@@ -32,18 +32,23 @@ def os_error(number: int, name: str | None = "out.onnx") -> OSError:
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 1 bytes"
         ),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
         caused(SourceError("the model file failed in build(): MemoryError: no message"), MemoryError()),
         caused(ExportError("torch.onnx cannot export"), caused(RuntimeError("x"), MemoryError())),
         RuntimeError("std::bad_alloc"),
     ],
-    ids="plain torch cuda source export native".split(),
+    ids="plain torch source export native".split(),
 )
 def test_out_of_memory(error: Exception) -> None:
     line = refusal(error)
     assert line is not None
     assert line.startswith("out of memory: ")
     assert "--calibration-samples" in line
+
+
+def test_out_of_memory_on_a_gpu() -> None:
+    line = refusal(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"))
+    assert line is not None
+    assert line.startswith("out of memory on the GPU: use --device cpu, or ask for less there: ")
 
 
 def test_an_allocation_that_torch_refuses() -> None:
