@@ -23,7 +23,7 @@ from svd2onnx.records import digest
 from svd2onnx.schema import QuantSpec
 from svd2onnx.workers import finished
 from tests.svd2onnx.networks import Vectors, batches_of, seeded
-from tests.svd2onnx.processes import descendants
+from tests.svd2onnx.processes import descendants, parent_of
 
 BUSY = {"ray": "ray::PoolActor.run_batch", "processes": "LokyProcess"}
 """In the command line of a worker; Ray's tells that it is in the middle of a task."""
@@ -39,9 +39,10 @@ def made() -> str:
     return digest(menu, layers)
 
 
-def kill_one(name: str) -> None:
-    while True:
-        busy = [pid for pid, line in descendants(os.getpid()).items() if BUSY[name] in line]
+def kill_one(name: str, parent: int) -> None:
+    """Kill a worker of the process ``parent`` as soon as there is one."""
+    while parent_of(parent):
+        busy = [pid for pid, line in descendants(parent).items() if BUSY[name] in line]
         if busy:
             os.kill(busy[-1], signal.SIGKILL)
             return
@@ -102,5 +103,5 @@ if __name__ == "__main__":
                 sys.stdout.write(f"{error}\n")
         else:
             if how == ["lose"]:
-                threading.Thread(target=kill_one, args=(name,), daemon=True).start()
+                threading.Thread(target=kill_one, args=(name, os.getpid()), daemon=True).start()
             sys.stdout.write(f"{made()}\n")

@@ -18,7 +18,7 @@ import pytest
 from svd2onnx.errors import ExecutorError
 from svd2onnx.executors import executor
 from tests.svd2onnx.conftest import MODEL_FILE
-from tests.svd2onnx.executor_child import made
+from tests.svd2onnx.executor_child import kill_one, made
 from tests.svd2onnx.processes import await_that, contents, descendants, finish, parent_of, start
 
 RAY = pytest.param(
@@ -107,14 +107,18 @@ def test_an_executor_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def files_of(folder: Path, name: str, command: str, *options: object) -> dict[str, bytes]:
-    """What a run writes, without times."""
+    """What a run writes, without times. One of its workers is killed: of Ray's in the middle of a task."""
     (folder / name).mkdir()
     source = folder / "network.py"
     source.write_text(f"{MODEL_FILE}\nprint('this is read')\n")
     output = {"compress-export": folder / name / "out.onnx", "sweep": folder / name}[command]
     shared = (source, "-o", output, "--provider", "cpu", "--executor", name, "--json")
-    code, out, err = finish(start([command, *shared, *options], command=COMMAND))
+    process = start([command, *shared, *options, "--log-level", "warning"], command=COMMAND)
+    if name != "threads":
+        kill_one(name, process.pid)
+    code, out, err = finish(process)
     assert code == 0, err
+    assert ("a worker was lost" in err) == (name != "threads")
     assert json.loads(out)  # and nothing else
     files = contents(folder / name)
     for path, times in (("out.onnx.report.json", ("output", "seconds", "latency")), ("sweep.json", ())):
@@ -129,6 +133,8 @@ def files_of(folder: Path, name: str, command: str, *options: object) -> dict[st
     return files
 
 
+@linux
+@several
 @pytest.mark.slow
 @OTHERS
 def test_a_whole_run_writes_the_same_files(tmp_path: Path, name: str) -> None:
@@ -138,6 +144,8 @@ def test_a_whole_run_writes_the_same_files(tmp_path: Path, name: str) -> None:
     assert files_of(tmp_path, name, *options) == expected
 
 
+@linux
+@several
 @pytest.mark.slow
 @OTHERS
 def test_a_sweep_measures_the_same_points(tmp_path: Path, name: str) -> None:
