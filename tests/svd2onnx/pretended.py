@@ -7,6 +7,7 @@ without a device, say. Numbers of no dimension mix freely, there too.
 It may also round sums otherwise, as the libraries of a GPU do.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,15 +22,10 @@ from svd2onnx import preparation
 from svd2onnx.device import CPU
 
 CUDA = torch.device("cuda", 0)
-_FREE = {
-    torch.ops.aten._to_copy.default: (0,),
-    torch.ops.aten.copy_.default: (0, 1),
-}
-"""Arguments that may lie elsewhere: what is copied."""
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 _SUMS = set(
     "mm addmm addmm_ bmm baddbmm convolution convolution_backward sum mean linalg_vector_norm _softmax "
-    "_linalg_eigh _linalg_svd linalg_cholesky_ex cholesky_inverse linalg_qr linalg_solve_ex "
-    "_linalg_solve_ex".split()
+    "_linalg_eigh _linalg_svd linalg_cholesky_ex cholesky_inverse linalg_qr _linalg_solve_ex".split()
 )
 
 
@@ -77,20 +73,17 @@ class _Gpu(TorchDispatchMode):
         if func is torch.ops.aten.scalar_tensor.default and kwargs.get("device") == torch.device("meta"):
             kwargs["device"] = CPU  # a number in a formula of torch, made where it thinks that we are
         leaves = tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        there = [isinstance(tensor, _Pretended) for tensor in tensors]
-        if not any(there) and not any(isinstance(leaf, torch.device) and leaf == CUDA for leaf in leaves):
+        is_there = any(isinstance(leaf, _Pretended) for leaf in leaves)
+        if not is_there and not any(isinstance(leaf, torch.device) and leaf == CUDA for leaf in leaves):
             return func(*args, **kwargs)
-        with self:  # inference mode hands on operators that are made of others
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        free = _FREE.get(func, ())
-        beside = tree_leaves(([own for place, own in enumerate(args) if place not in free], kwargs))
-        for leaf in beside:
-            if any(there) and isinstance(leaf, Tensor) and leaf.ndim and not isinstance(leaf, _Pretended):
-                raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(leaf.shape)}")
-        lands = there[0] if func is torch.ops.aten.copy_.default else any(there)
+        if _is_made_of_others(func):  # as inference mode hands it on
+            with self:
+                return func.decompose(*args, **kwargs)
+        if is_there and func not in _COPIES:
+            for leaf in leaves:
+                if isinstance(leaf, Tensor) and leaf.ndim and not isinstance(leaf, _Pretended):
+                    raise RuntimeError(f"{func} mixes the GPU with a CPU tensor {list(leaf.shape)}")
+        lands = isinstance(args[0], _Pretended) if func is torch.ops.aten.copy_.default else is_there
         if kwargs.get("device") is not None:
             lands = torch.device(kwargs["device"]) == CUDA
             kwargs["device"] = CPU
@@ -100,7 +93,9 @@ class _Gpu(TorchDispatchMode):
         if not lands:
             return result
         result = tree_map(lambda leaf: _Pretended(leaf) if isinstance(leaf, Tensor) else leaf, result)
-        return return_and_correct_aliasing(func, args, kwargs, result) if any(there) else result
+        if is_there and _shows_its_arguments(func):
+            return return_and_correct_aliasing(func, args, kwargs, result)
+        return result
 
     def _otherwise(self, leaf: Any) -> Any:
         """Numbers of which each is up to a unit in the last place away, equal ones by equally much."""
@@ -108,6 +103,17 @@ class _Gpu(TorchDispatchMode):
             return leaf
         bits = leaf.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[leaf.itemsize])
         return leaf.mul_(1 + torch.finfo(leaf.dtype).eps * torch.sin(bits.double()).to(leaf.dtype))
+
+
+@functools.cache
+def _is_made_of_others(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def _shows_its_arguments(func: Any) -> bool:
+    """Whether it changes them, or gives back a view."""
+    return any(own.alias_info is not None for own in (*func._schema.arguments, *func._schema.returns))
 
 
 def _held(leaf: Any) -> Any:
