@@ -1,4 +1,4 @@
-"""What every test shares: one thread, because small steps on busy cores are slower with more; and no terminal.
+"""What every test shares: one thread, because small steps on busy cores are slower with more; no terminal.
 
 pytest-xdist tells its workers the width of the terminal that it writes to, where svd2onnx has none.
 """
