@@ -20,11 +20,12 @@ demo: .venv/.installed-minilm
 	$(BIN)/svd2onnx evaluate build/minilm.onnx --reference build/minilm.float32.onnx \
 		--task models/minilm.py
 
+# One thread for each process: small networks gain nothing from more.
 test: .venv/.installed-minilm,dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 failures: .venv/.installed-minilm,dev
-	$(BIN)/python -m pytest -m "slow or not slow" tests/svd2onnx/test_resuming.py tests/svd2onnx/test_fuzz_json.py \
+	$(BIN)/python -m pytest -m "slow or not slow" tests/svd2onnx/test_resuming.py tests/svd2onnx/test_executors.py tests/svd2onnx/test_fuzz_json.py \
 		tests/svd2onnx/test_fuzz_graphs.py
 
 lint: .venv/.installed-minilm,dev

@@ -16,7 +16,7 @@ from svd2onnx.agreement import mean_error
 from svd2onnx.calibrate import hold_out, without_probes
 from svd2onnx.candidates import Candidate
 from svd2onnx.choosing import priced_menu, uniform_plans
-from svd2onnx.device import CPU, device_name, map_on
+from svd2onnx.device import CPU, signature_of
 from svd2onnx.errors import DeviceError
 from svd2onnx.goals import SizeGoal
 from svd2onnx.layer_statistics import LayerStatistics
@@ -30,6 +30,7 @@ from svd2onnx.recover import recover
 from svd2onnx.rewrite import rewrite
 from svd2onnx.schema import CompressedLayer, CompressionPlan, QuantizedTensor
 from svd2onnx.settings import Settings
+from svd2onnx.workers import finished
 
 LEAST_AGREEING = 0.97
 """Of codes: a sum that is rounded otherwise moves some across the middle between two; these move others."""
@@ -79,7 +80,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return device_name(self.prepared.device)
+        return signature_of(self.prepared.device)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -133,7 +134,7 @@ def run_on(device: str, task: Task) -> Run:
     run.plan = SizeGoal(run.menu, uniform_plans(sites), size, int(task.size * size)).first()
     with run.stage("decompose"):
         matrices = [weight_of(model, site) for site in sites if site.kind == "linear"]
-        for _ in map_on(where, lambda matrix: factorize(matrix.to(where)), matrices):
+        for _ in finished(factorize, matrices, lambda matrix: (matrix,), device=where):
             pass
     with run.stage("round"):
         run.layers = realize(model, sites, run.plan, run.statistics, device=where)

@@ -7,8 +7,8 @@ Nothing is downloaded. In float32 it takes 11 GB.
 The text is that of ``texts.py``, read by the tokenizer that lies with the weights and cut into pieces of 256
 tokens. Where there is no tokenizer, and with random weights, the tokens are random and have no perplexity.
 
-What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective`` and
-``dynamic_shapes``.
+What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective``, ``dynamic_shapes``,
+``with_past`` and ``tokenizer``.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ import torch
 from huggingface import Checkpoint, initial, pretrained
 from smollm2 import CausalLanguageModel
 from smollm2 import metric as losses
+from smollm2 import with_past as with_past
 from texts import pieces, random_pieces
 from torch import Tensor, nn
 
@@ -82,15 +83,30 @@ def inputs(
         ValueError: the split is unknown.
         FileNotFoundError: ``data`` is given, and WikiText-2 is not there or there is no tokenizer for it.
     """
-    tokenizer = _checkpoint.tokenizer(data, weights, random_weights)
-    if tokenizer is None:
+    reader = _checkpoint.tokenizer(data, weights, random_weights)
+    if reader is None:
         ids = random_pieces(split, _PIECES, _TOKENS, _VOCABULARY)
     else:
-        ids = pieces(split, _PIECES, _TOKENS, lambda text: tokenizer(text, verbose=False)["input_ids"], data)
+        ids = pieces(split, _PIECES, _TOKENS, lambda text: reader(text, verbose=False)["input_ids"], data)
     for start in range(0, len(ids), _BATCH):
         rows = ids[start : start + _BATCH]
         batch = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-        yield batch if tokenizer is None else batch | {"piece": torch.arange(start, start + len(rows))}
+        yield batch if reader is None else batch | {"piece": torch.arange(start, start + len(rows))}
+
+
+def tokenizer(weights: Path | None = None, random_weights: bool = False) -> Any:
+    """Return the tokenizer that lies with the weights.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = _checkpoint.tokenizer(None, weights, random_weights)
+    if found is None:
+        raise FileNotFoundError(
+            "expected the tokenizer of microsoft/phi-2; there is none in the local Hugging Face cache: "
+            "give --weights DIR, a folder that holds it beside the weights"
+        )
+    return found
 
 
 def metric(outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

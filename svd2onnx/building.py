@@ -171,7 +171,16 @@ class Builder:
         as_exported = not integer and self._form == Form()
         plain = path if as_exported else path.with_suffix(".plain.onnx")
         metadata = {"svd2onnx.method": build.plan.method}
-        export(build.network, build.layers, prepared.example, prepared.dynamic_shapes, plain, metadata)
+        traced = prepared.traced(build.network)
+        export(
+            build.network,
+            build.layers,
+            prepared.example,
+            prepared.dynamic_shapes,
+            plain,
+            metadata,
+            traced,
+        )
         if integer:
             to_integer(plain, path, integer, self._statistics)
         elif not as_exported:

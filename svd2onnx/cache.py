@@ -17,7 +17,6 @@ from typing import Any
 from svd2onnx.drafts import draft_folder, remove_abandoned
 from svd2onnx.entries import read_entry, write_entry
 from svd2onnx.errors import OutputError
-from svd2onnx.interruption import Interrupted
 from svd2onnx.records import decode, encode
 
 SUFFIX = ".svd2onnx"
@@ -47,6 +46,10 @@ class Cache:
                 self.folder.mkdir(exist_ok=True)
                 self._drafts = self._stack.enter_context(draft_folder(self.folder, _DRAFTS))
             return self._drafts
+
+    def has(self, name: str) -> bool:
+        """Whether there is an entry under ``name``; it may be damaged."""
+        return self._path(name).exists()
 
     def get(self, name: str) -> Any:
         """The value under ``name``; None where there is none, or a damaged one."""
@@ -116,7 +119,7 @@ def open_cache(folder: Path, *, fresh: bool, kept: bool) -> Iterator[Cache]:
             yield cache
             if kept:
                 cache.trim()
-    except Interrupted as error:
+    except KeyboardInterrupt as error:
         if entries_of(folder):
             kept = True
             error.add_note(f"what was finished is in {folder}: the same command with --resume goes on there")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from svd2onnx.agreement import first_output
 from svd2onnx.convolution import convolution_at
@@ -54,8 +55,8 @@ def calibrate(
     ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
-    every layer whose inputs are laid out the same way. What is summed up lies on ``shelf``, wherever the
-    network is, and passes are computed.
+    every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies on
+    ``shelf``, wherever the network is, and passes are computed.
 
     Raises:
         SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
@@ -71,11 +72,11 @@ def calibrate(
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        _observe(model, owners, batch, objective, 0, generator)
+        _observe(model, owners, batch, objective, 0, generator, room)
     for batch in held_out:
         if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
             break
-        _observe(model, owners, batch, objective, draws, generator)
+        _observe(model, owners, batch, objective, draws, generator, room)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):
             raise SourceError(
@@ -146,8 +147,12 @@ def _observe(
     objective: str | None,
     draws: int,
     generator: torch.Generator,
+    room: Room,
 ) -> None:
-    """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep."""
+    """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep.
+
+    What it keeps for these lies in ``room``.
+    """
     arguments = arguments_of(model, batch)
     size = next(iter(arguments.values())).shape[0]
     mask = batch.get("attention_mask")
@@ -158,7 +163,7 @@ def _observe(
         # Query, key and value see one tensor: its moments are computed once.
         # A change in place, as of a residual stream, gives it another version.
         key = id(x), 0 if x.is_inference() else x._version
-        return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table))
+        return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table, room))
 
     def hook(gatherer: Gatherer | ConvolutionGatherer) -> Callable[..., Any]:
         def forward(
@@ -186,7 +191,9 @@ def _observe(
         module.register_forward_hook(hook(gatherer), with_kwargs=True) for module, gatherer in owners.items()
     ]
     try:
-        with torch.set_grad_enabled(objective is not None):
+        # What is packed must be no node of the graph itself, or it would never be freed.
+        in_room = saved_tensors_hooks(lambda tensor: room.hold(tensor.detach()), lambda held: held)
+        with torch.set_grad_enabled(objective is not None), in_room:
             output = first_output(model, batch)
             if objective is not None:
                 if not output.requires_grad:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.activations import rounding_errors
-from svd2onnx.device import CPU, map_on, on
+from svd2onnx.device import CPU
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.once import Once, anew
@@ -30,6 +30,7 @@ from svd2onnx.progress import Track, silent
 from svd2onnx.realize import realize_forms, realize_table
 from svd2onnx.schema import BITS, CompressedLayer, LayerForm, LayerSite, QuantSpec
 from svd2onnx.score import ErrorPredictor, RelativeChange
+from svd2onnx.workers import finished_once
 
 Predictor = Callable[[Sequence[Tensor]], list[float]]
 BLOCKS = (32, 64, 128)
@@ -85,17 +86,22 @@ def candidates(
     """
     usable = [site for site in sites if site.skip_reason is None]
 
-    def price(site: LayerSite) -> list[Candidate]:
-        least = (dropped or {}).get(site.name, 0.0)
+    kinds = tuple(activations)
 
-        def made() -> list[Candidate]:
-            weight, own = on(device, (weight_of(model, site), statistics.get(site.name)))
-            return _priced(weight, site, own, least, activations)
+    def least(site: LayerSite) -> float:
+        return (dropped or {}).get(site.name, 0.0)
 
-        return once("prices", (site.name, least, tuple(activations)), made)
-
-    results = track(map_on(device, price, usable), "Pricing candidates", len(usable))
-    return {site.name: options for site, options in zip(usable, results, strict=True)}
+    results = finished_once(
+        once,
+        "prices",
+        lambda site: (site.name, least(site), kinds),
+        _priced,
+        usable,
+        lambda site: (weight_of(model, site), site, statistics.get(site.name), least(site), kinds),
+        device,
+    )
+    menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
+    return {site.name: menu[site.name] for site in usable}
 
 
 def forms_of(site: LayerSite) -> list[LayerForm]:

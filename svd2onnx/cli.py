@@ -16,7 +16,9 @@ from svd2onnx.commands.certify import certify
 from svd2onnx.commands.completion import completion
 from svd2onnx.commands.compress_export import compress_export
 from svd2onnx.commands.evaluate import evaluate
+from svd2onnx.commands.generate import generate
 from svd2onnx.commands.inspect import inspect
+from svd2onnx.commands.package import package
 from svd2onnx.commands.report import report
 from svd2onnx.commands.sweep import sweep
 from svd2onnx.console import fail
@@ -58,7 +60,18 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=[inspect, compress_export, certify, evaluate, bench, sweep, report, completion],
+    commands=[
+        inspect,
+        compress_export,
+        certify,
+        evaluate,
+        bench,
+        generate,
+        sweep,
+        report,
+        package,
+        completion,
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "svd2onnx compress-export models/minilm.py -o minilm.onnx --target-size 0.13x",

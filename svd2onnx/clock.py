@@ -18,6 +18,7 @@ import torch
 from svd2onnx.candidates import Candidate, forms_of
 from svd2onnx.errors import PlanError
 from svd2onnx.latency import LayerTimes, leading_axes, measure
+from svd2onnx.loading import arguments_of
 from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.schema import CompressionPlan, LayerForm, LayerSite
@@ -97,7 +98,8 @@ def start_clock(
     """
     conditions = table.conditions
     inputs = synthetic_inputs(open_session(reference, conditions.provider), sizes)
-    batch = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    batch = arguments_of(prepared.model, tensors)  # without a past, which the graph alone takes
     sites = [site for site in prepared.sites if site.skip_reason is None]
     leading = leading_axes(prepared.model, sites, batch)
     menu = {site.name: [None, *_variants(site, activations)] for site in sites}

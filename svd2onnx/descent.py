@@ -49,7 +49,7 @@ def descend(
     low, high = limits.T.contiguous()
     own, curvature = outputs.diagonal().unsqueeze(1), inputs.diagonal()
     parts = [torch.arange(part, rows, _PARTS, device=weight.device) for part in range(min(_PARTS, rows))]
-    sides = [outputs[:, part].contiguous() for part in parts]
+    sides = [outputs[part] for part in parts]
     still = weight.new_zeros(settings)
     for _ in range(sweeps):
         for start in range(0, columns, _COLUMNS):
@@ -83,13 +83,26 @@ def _accepted(
     move: Tensor, slope: Tensor, curvature: Tensor, own: Tensor, side: Tensor, part: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The part of ``move`` [rows of the part, settings] that lowers the objective, and G times it."""
-    effect = side @ move
+    effect = _effect(side, move)
     worse = (move * (2 * slope + curvature * effect[part])).sum(0) >= 0
     if bool((worse & move.any(0)).any()):
         alone = move * (2 * slope + curvature * own * move)
         best = alone <= alone.quantile(0.25, dim=0)
         move = torch.where(worse & ~best, torch.zeros_like(move), move)
-        effect = side @ move
+        effect = _effect(side, move)
         worse = (move * (2 * slope + curvature * effect[part])).sum(0) >= 0
         move, effect = move * ~worse, effect * ~worse
     return move, effect
+
+
+def _effect(side: Tensor, move: Tensor) -> Tensor:
+    """``side`` [rows of the part, out] transposed times ``move``, of which few entries are not 0.
+
+    What a setting gets does not depend on the others: its rows are added one by one, in their order.
+    """
+    if move.is_cuda:  # it would add in any order
+        return side.T @ move
+    moves = move.T
+    setting, row = moves.nonzero(as_tuple=True)
+    parts = side[row] * moves[setting, row].unsqueeze(1)
+    return torch.zeros(len(moves), side.shape[1]).index_add_(0, setting, parts).T

@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from svd2onnx.errors import DeviceError
-from svd2onnx.workers import map_layers
+from svd2onnx.executors import current
 
 T = TypeVar("T")
-R = TypeVar("R")
 CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def resolve_device(asked: str) -> torch.device:
-    """The device for ``asked``, one of DEVICES; "auto" is a GPU where there is one.
+    """The device for ``asked``, one of DEVICES; "auto" is a GPU where there is one and work is done here.
 
     A GPU is made to compute as the CPU does for the rest of the process: float32 in float32, not in TF32, in
     which cuDNN convolves by default, and convolutions the same way each time.
 
     Raises:
-        DeviceError: "cuda" is asked for and there is none.
+        DeviceError: "cuda" is asked for and there is none, or ``executors`` has work done elsewhere.
     """
-    if asked == "cpu":
+    if asked == "cpu" or (asked == "auto" and not current().in_process):
         return CPU
+    if not current().in_process:
+        raise DeviceError("--device cuda computes in this process: use --executor threads, or --device cpu")
     if not torch.cuda.is_available():
         if asked == "auto":
             return CPU
@@ -49,7 +50,7 @@ def resolve_device(asked: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def device_name(device: torch.device) -> str:
+def signature_of(device: torch.device) -> str:
     """What tells this device from others that may round otherwise."""
     if device.type == "cpu":
         return "cpu"
@@ -101,12 +102,3 @@ def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
     return tuple(copy.deepcopy(network, memo) for network in networks)
-
-
-def map_on(device: torch.device, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """``work`` of each item, which computes on ``device``, in order: on the CPU several at once.
-
-    On a GPU one after the other: a thread that starts kernels as fast as Python can is all that a GPU takes,
-    and its memory then need only hold one layer.
-    """
-    return map_layers(work, items) if device.type == "cpu" else map(work, items)

@@ -7,13 +7,15 @@ Svd2OnnxError
 |- VerificationError  the exported graph does not compute what the compressed network computes
 |- DeviceError        the device asked for is not to be had here
 |- ReportError        what should be a report is none, or holds what cannot be shown
-'- OutputError        the result cannot be written where it was asked for
+|- OutputError        the result cannot be written where it was asked for
+'- ExecutorError      the work cannot be done where it was asked for
 """
 
 from svd2onnx_runtime.errors import Svd2OnnxError
 
 __all__ = [
     "DeviceError",
+    "ExecutorError",
     "ExportError",
     "OutputError",
     "PlanError",
@@ -50,3 +52,7 @@ class ReportError(Svd2OnnxError):
 
 class OutputError(Svd2OnnxError):
     """The output cannot be written."""
+
+
+class ExecutorError(Svd2OnnxError):
+    """The workers cannot be reached, are lost, or would compute something else."""

@@ -18,11 +18,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.decoder import Traced
 from svd2onnx.errors import ExportError
 from svd2onnx.liveness import dead_layers
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import QuantizedNode, insert_dequantize
 from svd2onnx.schema import CompressedLayer
+from svd2onnx.signature import VERSION_KEY
 from svd2onnx.stored import plan_again
 
 OPSET = 21
@@ -40,8 +42,9 @@ def export_float(
     path: Path,
     *,
     with_shapes: bool = False,
+    traced: Traced | None = None,
 ) -> None:
-    """Write ``model`` as it is: the float32 reference.
+    """Write ``model`` as it is, or ``traced`` in its place: the float32 reference.
 
     As in compressed files, the shapes of values are left out, unless ``with_shapes``: onnxruntime 1.31 runs
     some float graphs slower where they are noted, and the difference shall be that of the compression alone.
@@ -49,7 +52,7 @@ def export_float(
     Raises:
         ExportError: the exporter cannot express the network.
     """
-    exported = _to_onnx(model, example, dynamic_shapes, OPSET)
+    exported = _to_onnx(traced or Traced(model, example, dynamic_shapes), OPSET)
     if not with_shapes:
         drop_inferable(exported)
     save(exported, path)
@@ -62,6 +65,7 @@ def export(
     dynamic_shapes: DynamicShapes,
     path: Path,
     metadata: Mapping[str, str] | None = None,
+    traced: Traced | None = None,
 ) -> list[QuantizedNode]:
     """Write a rewritten network with its codes as integers.
 
@@ -72,6 +76,7 @@ def export(
         dynamic_shapes: {argument: {dimension: name}}.
         path: the file to write; more than 2 GiB of weights go to ``weights_file``.
         metadata: further entries of the file's metadata.
+        traced: what is exported in the network's place, of the same weights.
 
     Returns:
         The MatMul nodes that onnxruntime is expected to fuse with their DequantizeLinear.
@@ -80,14 +85,14 @@ def export(
         ExportError: the exporter cannot express the network, or a compressed weight is not in its graph.
     """
     opset = opset_for(layers)
-    onnx_model = _to_onnx(model, example, dynamic_shapes, opset)
+    onnx_model = _to_onnx(traced or Traced(model, example, dynamic_shapes), opset)
     cut = any(not layer.form.specs for layer in layers.values())
     dead = dead_layers(model, layers, example) if cut else set()
     planned = insert_dequantize(onnx_model.graph, layers, dead)
     onnx_model.producer_name = "svd2onnx"
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})
-    onnx_model.metadata_props["svd2onnx.version"] = version("svd2onnx")
+    onnx_model.metadata_props[VERSION_KEY] = version("svd2onnx")
     list_matmuls(onnx_model, planned)
     drop_inferable(onnx_model)
     save(onnx_model, path)
@@ -123,16 +128,15 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
     return shapes
 
 
-def _to_onnx(
-    model: nn.Module, example: Mapping[str, Tensor], dynamic_shapes: DynamicShapes, opset: int
-) -> ir.Model:
+def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
-                model,
-                kwargs=dict(example),
-                input_names=list(example),
-                dynamic_shapes={name: dict(dynamic_shapes.get(name, {})) for name in example},
+                traced.module,
+                kwargs=dict(traced.arguments),
+                input_names=list(traced.inputs or traced.arguments),
+                output_names=list(traced.outputs) or None,
+                dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,

@@ -12,6 +12,9 @@ Source: LQER and CALDERA (Saha et al., arXiv 2405.18886) for quantized factors b
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -25,55 +28,94 @@ _DAMPING = 1e-4
 _SIDE_DAMPING = 0.01
 
 
+@dataclass(frozen=True)
+class Target:
+    """A weight [out, in] that pairs are fitted to, and what errors count; shared by all of its pairs."""
+
+    weight: Tensor
+    curvature: Curvature
+
+    @functools.cached_property
+    def weighted(self) -> Tensor:
+        """W H."""
+        return times(self.weight, self.curvature.inputs32)
+
+
 def quantized_pair(
-    weight: Tensor, factors: Factorization, spec: QuantSpec, curvature: Curvature
+    target: Target, factors: Factorization, spec: QuantSpec
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """(left, right) at ``spec`` for the rank of ``factors``, which are where the search begins."""
-    inputs = curvature.inputs
-    side = torch.eye(len(weight), device=weight.device) if curvature.outputs is None else curvature.outputs
+    weight, curvature = target.weight, target.curvature
     right_goal = factors.right
     pair: tuple[QuantizedTensor, QuantizedTensor] | None = None
-    weighted = times(weight.double(), inputs)
     for _ in range(_TURNS):
         if pair is not None:
             left = pair[0].dequantize()
-            right_goal = _solve(left.T @ side @ left, left.T @ side @ weight)
+            sided = left.T if curvature.outputs is None else left.T @ curvature.outputs
+            right_goal = _solve(sided @ left, sided @ weight)
         (right,) = round_second_order(right_goal, [spec], curvature, sweeps=0)
-        rounded = right.dequantize().double()
-        moment = times(rounded, inputs) @ rounded.T
-        left_goal = _solve(moment, rounded @ weighted.T).T
-        (left_rounded,) = round_second_order(left_goal, [spec], Curvature(damp(moment, _SIDE_DAMPING)))
+        rounded = right.dequantize()
+        moment = times(rounded, curvature.inputs32) @ rounded.T
+        left_goal = _solve(moment, rounded @ target.weighted.T).T
+        inner = Curvature(damp(moment.double(), _SIDE_DAMPING))
+        (left_rounded,) = round_second_order(left_goal, [spec], inner)
         pair = left_rounded, right
     assert pair is not None
     return pair
 
 
-def quantized_correction(
-    weight: Tensor, form: LayerForm, curvature: Curvature, weighting: Weighting
-) -> tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor]:
-    """(dense, left, right) of a dense term with a low-rank correction: the best of the turns."""
-    assert form.dense is not None
-    assert form.factors is not None
-    best: tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor] | None = None
-    least, product = float("inf"), torch.zeros_like(weight)
-    for _ in range(_TURNS):
+class Corrections:
+    """Dense terms of one weight, each with a low-rank correction.
+
+    Args:
+        weight: [out, in].
+        curvature: what errors count.
+        weighting: its roots.
+        most: the largest rank that will be asked for: smaller ones begin with a part of its factors.
+    """
+
+    def __init__(self, weight: Tensor, curvature: Curvature, weighting: Weighting, most: int) -> None:
+        self._weight, self._curvature, self._weighting, self._most = weight, curvature, weighting, most
+        self._starts: dict[QuantSpec, tuple[QuantizedTensor, Target, Factorization]] = {}
+
+    def quantized(self, form: LayerForm) -> tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor]:
+        """(dense, left, right) of ``form``: the best of the turns."""
+        assert form.dense is not None
+        assert form.factors is not None
+        best: tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor] | None = None
+        least, product = float("inf"), None
+        for _ in range(_TURNS):
+            if product is None:
+                dense, rest, factors = self._start(form.dense)
+            else:
+                dense, rest = self._dense(self._weight - product, form.dense)
+                factors = self._weighting.factorize(rest.weight, form.rank)
+            left, right = quantized_pair(rest, factors.truncate(form.rank), form.factors)
+            product = left.dequantize() @ right.dequantize()
+            loss = _loss(rest.weight - product, self._curvature)
+            if loss < least:
+                best, least = (dense, left, right), loss
+        assert best is not None
+        return best
+
+    def _start(self, spec: QuantSpec) -> tuple[QuantizedTensor, Target, Factorization]:
+        """The first turn, up to the rank."""
+        if spec not in self._starts:
+            dense, rest = self._dense(self._weight, spec)
+            self._starts[spec] = dense, rest, self._weighting.factorize(rest.weight, self._most)
+        return self._starts[spec]
+
+    def _dense(self, goal: Tensor, spec: QuantSpec) -> tuple[QuantizedTensor, Target]:
+        """``goal`` rounded, and what that leaves of the weight."""
         # The pair answers for what the outputs' side asks, so this needs no descent.
-        (dense,) = round_second_order(weight - product, [form.dense], curvature, sweeps=0)
-        rest = weight - dense.dequantize()
-        factors = weighting.factorize(rest, form.rank)
-        left, right = quantized_pair(rest, factors, form.factors, curvature)
-        product = left.dequantize() @ right.dequantize()
-        loss = _loss(rest - product, curvature)
-        if loss < least:
-            best, least = (dense, left, right), loss
-    assert best is not None
-    return best
+        (dense,) = round_second_order(goal, [spec], self._curvature, sweeps=0)
+        return dense, Target(self._weight - dense.dequantize(), self._curvature)
 
 
 def _loss(change: Tensor, curvature: Curvature) -> float:
     """tr(G D H D^T)."""
     sided = change if curvature.outputs is None else curvature.outputs @ change
-    return float((sided.double() * times(change.double(), curvature.inputs)).sum())
+    return float((sided * times(change, curvature.inputs32)).sum(dtype=torch.float64))
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

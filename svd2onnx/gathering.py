@@ -30,10 +30,10 @@ class Rows:
     """One layer's inputs in one pass: ``x`` [rows, in] without padding, sorted by sample.
 
     Where the first axis is not the batch's, the whole batch is one sample: probes of different samples
-    are independent, so their cross terms vanish in expectation.
+    are independent, so their cross terms vanish in expectation. They lie in ``room`` for the pass.
     """
 
-    def __init__(self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool) -> None:
+    def __init__(self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool, room: Room) -> None:
         self.key: Tensor | None = x  # keeps the tensor, and so its id, alive
         leading = x.shape if is_table else x.shape[:-1]
         width = () if is_table else x.shape[-1:]
@@ -41,7 +41,8 @@ class Rows:
         self.real = None if mask is None or mask.shape != leading else mask.bool().flatten().to(x.device)
         rows = self.flatten(x.detach(), width)
         # A copy: what follows may change the tensor in place before its gradients come.
-        self.x = rows.clone() if self.real is None else rows
+        self.x = room.hold(rows.clone() if self.real is None else rows)
+        self._room = room
         if self.real is None:
             self.lengths = (len(self.x) // samples,) * samples
         else:
@@ -69,7 +70,7 @@ class Rows:
     @functools.cached_property
     def kept(self) -> Tensor:
         """The rows as probes keep them, on the CPU."""
-        return self.x.bfloat16().cpu() if self.x.is_floating_point() else self.x.clone().cpu()
+        return self._room.keep(self.x.bfloat16() if self.x.is_floating_point() else self.x.clone())
 
 
 class _Moments:
@@ -113,6 +114,7 @@ class Gatherer:
         self.moments = _Moments(width, keeps_samples, room) if site.kind == "linear" else None
         self.outputs = width if self.moments is None else rows
         self._sums = _Sums(self.outputs, width if self.moments else None, room)
+        self._room = room
         self.probes: list[ProbedRows] = []
 
     @property
@@ -131,7 +133,8 @@ class Gatherer:
     def _add(self, rows: Rows, gradient: Tensor, count: int, fits: bool) -> None:
         g = rows.flatten(gradient.detach(), (self.outputs,))
         if not fits:
-            self.probes.append(ProbedRows(rows.kept, g.bfloat16().cpu(), rows.lengths, count))
+            kept = self._room.keep(g.bfloat16())
+            self.probes.append(ProbedRows(rows.kept, kept, rows.lengths, count))
             return
         self._sums.add_outputs(g, count)
         if self.moments is None:
@@ -152,7 +155,7 @@ class ConvolutionGatherer:
 
     def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, room: Room) -> None:
         rows, width = site.shape
-        self._module = module
+        self._module, self._room = module, room
         self.moments = _Moments(width, keeps_samples, room) if site.groups == 1 else None
         self._sums = _Sums(rows, width if self.moments else None, room)
         self.probes: list[ProbedGammas] = []
@@ -160,8 +163,10 @@ class ConvolutionGatherer:
     def seen(self, x: Tensor, fits: bool) -> TakeGradient:
         """As of ``Gatherer``, of inputs [samples, in, *space]."""
         if fits and self.moments is not None:
-            self.moments.add(Rows(patches(self._module, x, PATCHES), None, 1, is_table=False))
-        kept = x.clone()  # what follows may change the tensor in place before its gradients come
+            inputs = patches(self._module, x, PATCHES)
+            self.moments.add(Rows(inputs, None, 1, is_table=False, room=self._room))
+        # A copy: what follows may change the tensor in place before its gradients come.
+        kept = self._room.hold(x.clone())
         return lambda gradient, count: self._add(kept, gradient.detach(), count, fits)
 
     def _add(self, x: Tensor, g: Tensor, count: int, fits: bool) -> None:
@@ -171,7 +176,8 @@ class ConvolutionGatherer:
             sums = g.flatten(2).sum(2)
             gammas = (gamma - torch.outer(own, mean) for gamma, own in zip(gammas, sums, strict=True))
         if not fits:
-            self.probes.append(ProbedGammas(torch.stack([gamma.bfloat16() for gamma in gammas]).cpu(), count))
+            kept = self._room.keep(torch.stack([gamma.bfloat16() for gamma in gammas]))
+            self.probes.append(ProbedGammas(kept, count))
             return
         self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
         if self.moments is not None:

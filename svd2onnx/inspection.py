@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svd2onnx.calibrate import hold_out
 from svd2onnx.candidates import forms_of, priced
-from svd2onnx.device import map_on, on
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
-from svd2onnx.moments import roots, times
+from svd2onnx.moments import root, times
 from svd2onnx.pipeline import gather_statistics
 from svd2onnx.planner import fitting_spec
 from svd2onnx.preparation import prepare
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_BLOCKS, Settings
+from svd2onnx.workers import finished
 
 ENERGIES = (0.9, 0.99)
-_FLOOR = 1e-12
+_FLOOR = 1e-8
 """Of the spectrum of A: as good as nothing."""
 
 
@@ -88,25 +88,29 @@ def inspect_layers(
     prepared = prepare(source, settings, data, track)
     statistics = gather_statistics(prepared, settings, *hold_out(prepared.batches), track)
 
-    def look(site: LayerSite) -> LayerInspection:
-        return _inspected(prepared.model, site, statistics.get(site.name), prepared.device)
+    def arguments(site: LayerSite) -> tuple[object, ...]:
+        weight = None if site.skip_reason else weight_of(prepared.model, site)
+        return weight, site, statistics.get(site.name)
 
-    return list(track(map_on(prepared.device, look, prepared.sites), "Decomposing", len(prepared.sites)))
+    results = track(
+        finished(_inspected, prepared.sites, arguments, device=prepared.device),
+        "Decomposing",
+        len(prepared.sites),
+    )
+    inspected = {site.name: layer for site, layer in results}
+    return [inspected[site.name] for site in prepared.sites]
 
 
-def _inspected(
-    model: nn.Module, site: LayerSite, statistics: LayerStatistics | None, device: torch.device
-) -> LayerInspection:
+def _inspected(weight: Tensor | None, site: LayerSite, statistics: LayerStatistics | None) -> LayerInspection:
     layer = LayerInspection(site.name, site.kind, site.shape, site.float_bytes, note=site.skip_reason)
-    if site.skip_reason is not None:
+    if weight is None:
         return layer
-    weight, statistics = on(device, (weight_of(model, site), statistics))
     spectrum = used = None
     if site.kind != "embedding":
         spectrum = Spectrum.of(weight)
         if statistics is not None and statistics.covariance is not None:
-            root, _ = roots(statistics.covariance.float(), _FLOOR)
-            used = Spectrum.of(times(weight, root))
+            inputs = root(statistics.covariance.double(), _FLOOR)
+            used = Spectrum.of(times(weight, inputs.float()))
     gains = _gains(weight, site, statistics)
     many = f": its {site.copies} calls need a copy of its codes each" if site.copies > 1 else ""
     note = None if gains else f"no other form is smaller{many}"

@@ -40,18 +40,21 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted in the block where a signal comes; only the main thread can ask for it."""
+    """Raise Interrupted in the block where a signal comes; only the main thread can ask for it.
+
+    Where a library has put a KeyboardInterrupt of its own in its place, as Ray does, that ends up as it too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {}
-    seen = False
+    seen: int | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal seen
-        if seen:
+        if seen is not None:
             os._exit(128 + number)
-        seen = True
+        seen = number
         raise Interrupted(number)
 
     for name in _SIGNALS:
@@ -60,6 +63,13 @@ def interruptible() -> Iterator[None]:
             before[number] = signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if seen is None or isinstance(error, Interrupted):
+            raise
+        stopped = Interrupted(seen)
+        for note in getattr(error, "__notes__", ()):
+            stopped.add_note(note)
+        raise stopped from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,6 +9,10 @@
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
     dynamic_shapes                    optional; {argument: {dimension: name}}, as torch.export takes it
+    with_past(network)                optional; what --with-past exports in place of a causal language model
+                                      that build() gave, or of the compressed one: a ``decoder.WithPast``
+    tokenizer()                       optional; encode(text), decode(ids) and eos_token_id, as transformers'
+                                      have them, for `svd2onnx generate`; optional arguments: those of build
 
 A model file is a program: running it is what is asked for. Nothing else is executed.
 """
@@ -27,6 +31,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from svd2onnx.decoder import WithPast
 from svd2onnx.device import device_of, on
 from svd2onnx.errors import SourceError, Svd2OnnxError
 
@@ -61,6 +66,39 @@ class ModelFile:
     @property
     def dynamic_shapes(self) -> DynamicShapes | None:
         return getattr(self.module, "dynamic_shapes", None)
+
+    @property
+    def with_past(self) -> Callable[[nn.Module], WithPast] | None:
+        """What makes a network of the file generate; a SourceError where it gives something else."""
+        make = self._optional("with_past")
+        if make is None:
+            return None
+
+        def checked(network: nn.Module) -> WithPast:
+            made = make(network)
+            if not isinstance(made, WithPast):
+                raise SourceError(
+                    f"with_past() in {self.path} must return a WithPast, not {type(made).__name__}: "
+                    "see svd2onnx.decoder"
+                )
+            return made
+
+        return checked
+
+    def tokenizer(self) -> Any:
+        """What turns text into tokens and back.
+
+        Raises:
+            SourceError: the file has none, or it fails.
+        """
+        make = self._optional("tokenizer")
+        if make is None:
+            raise SourceError(
+                f"{self.path} defines no function tokenizer(), which reads a prompt: add one "
+                "(svd2onnx.loading says what it gives)"
+            )
+        known = inspect.signature(self.module.tokenizer).parameters
+        return make(**{name: value for name, value in self._asked_weights().items() if name in known})
 
     def build(self) -> nn.Module:
         """The network, in eval mode.
@@ -120,9 +158,9 @@ class ModelFile:
         if function is None:
             return None
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             with _blamed_on(self.path, f"{name}()"):
-                return function(*arguments)
+                return function(*arguments, **named)
 
         return call
 

@@ -12,7 +12,7 @@ the factors would be larger than the dense layer, the layer stays dense (and is 
 The weighted decomposition minimises tr(G D H D^T), the change of the network's output, in place of that of
 the weight:
 
-    G^{1/2} W H^{1/2} = P S Q^T,   L = G^{-1/2} P_k,   R = S_k Q_k^T H^{-1/2}
+    G = B B^T,   H = C C^T,   B^T W C = P S Q^T,   L = B^-T P_k,   R = S_k Q_k^T C^-1
 
 Source: SVD-LLM (Wang et al., arXiv 2403.07378) for the inputs' side, GFWSVD (arXiv 2505.17974) for both.
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svd2onnx.moments import WIDEST, roots, times
+from svd2onnx.moments import over, root, times
 from svd2onnx.quantize import quantize
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
@@ -37,8 +37,6 @@ _SPECTRUM_FLOOR = 1e-6
 _LARGE, _FEW = 1024, 8
 _OVERSAMPLING, _POWERS = 32, 4
 """Of random projections (Halko et al., arXiv 0909.4061): from this side on, for at most an eighth of it."""
-_WIDE = 2
-"""Columns for each row from which on a way by M M^T is worth its loss of the weakest singular values."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ class Weighting:
     """
 
     def __init__(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
-        self._inputs = roots(inputs.double(), _SPECTRUM_FLOOR)
-        self._outputs = None if outputs is None else roots(outputs.double(), _SPECTRUM_FLOOR)
+        self._inputs = root(inputs.double(), _SPECTRUM_FLOOR)
+        self._outputs = None if outputs is None else root(outputs.double(), _SPECTRUM_FLOOR)
 
     def factorize(self, weight: Tensor, rank: int | None = None) -> Factorization:
         """The best factors of every rank of ``weight`` [out, in], or of ``rank`` alone, which may be quicker.
@@ -102,34 +100,43 @@ class Weighting:
         The squared error tr(G D H D^T) of rank k is the sum of the dropped squared singular values. The
         columns of ``left`` have unit mean square, so that its blocks suit one scale.
         """
-        root, inverse = self._inputs
-        weighted = times(weight.double(), root)
+        leads = rank is not None and _is_quicker_by_projection(weight, rank)
+        dtype = torch.float32 if leads else torch.float64  # projections are no more exact than that
+        inputs = self._inputs.to(dtype)
+        weighted = times(weight.to(dtype), inputs)
         if self._outputs is not None:
-            weighted = self._outputs[0] @ weighted
-        left, right = _svd(weighted) if rank is None else _leading(weighted, rank)
+            weighted = self._outputs.to(dtype).T @ weighted
+        left, right = _leading(weighted, rank) if leads and rank else _svd(weighted)
+        left, right = left[:, :rank], right[:rank]
         if self._outputs is not None:
-            left = self._outputs[1] @ left
-        size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        right = size.unsqueeze(1) * times(right, inverse)
+            left = over(left.T, self._outputs.to(dtype)).T
+        size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(dtype).tiny)
+        right = size.unsqueeze(1) * over(right, inputs)
         return Factorization((left / size).float(), right.float())
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """U and S V^T; of very wide matrices by way of the eigenvectors of M M^T, which is much smaller."""
+    """U and S V^T; of large matrices by the eigenvectors of M M^T, or of R R^T where M = Q R is taller.
+
+    That is several times quicker, and wrong only in singular values that are 1e-8 of the largest.
+    """
     rows, columns = matrix.shape
-    if columns > max(WIDEST, _WIDE * rows):
-        _, vectors = torch.linalg.eigh(matrix @ matrix.T)
-        left = vectors.flip(1)
-        return _signed(left, left.T @ matrix)
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return _signed(u, s.unsqueeze(1) * vt)
+    if min(rows, columns) < _LARGE:
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return _signed(u, s.unsqueeze(1) * vt)
+    basis, rest = torch.linalg.qr(matrix) if rows > columns else (None, matrix)
+    left = torch.linalg.eigh(rest @ rest.T).eigenvectors.flip(1)
+    right = left.T @ rest
+    return _signed(left if basis is None else basis @ left, right)
+
+
+def _is_quicker_by_projection(matrix: Tensor, rank: int) -> bool:
+    smaller = min(matrix.shape)
+    return smaller >= _LARGE and rank <= smaller // _FEW
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The first ``rank`` of U and S V^T; of large matrices by random projections, always the same ones."""
-    if min(matrix.shape) < _LARGE or rank > min(matrix.shape) // _FEW:
-        left, right = _svd(matrix)
-        return left[:, :rank], right[:rank]
+    """The first ``rank`` of U and S V^T by random projections, always the same ones."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=matrix.dtype)
     basis = torch.linalg.qr(matrix @ drawn.to(matrix.device)).Q

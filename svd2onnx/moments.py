@@ -33,23 +33,32 @@ def damp(moment: Tensor, share: float) -> Tensor:
     return moment + (more if moment.ndim == 1 else torch.diag(more.expand(len(moment))))
 
 
-def roots(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root, in the shape of ``moment``.
+def root(moment: Tensor, floor: float) -> Tensor:
+    """C with C C^T = moment, lower triangular [in, in], or [in] where the moment is a diagonal.
 
-    The spectrum is floored at ``floor`` of its mean, as calibration may leave it singular.
+    ``floor`` of its mean is added to the diagonal, as calibration may leave it singular. Any root weighs a
+    change alike, and this one is the cheapest.
     """
+    damped = damp(moment, floor)
     if moment.ndim == 1:
-        floored = _floored(moment, floor).sqrt()
-        return floored, 1 / floored
-    values, vectors = torch.linalg.eigh(moment)
-    floored = _floored(values, floor).sqrt()
-    return (vectors * floored) @ vectors.T, (vectors / floored) @ vectors.T
+        return damped.sqrt()
+    lower: Tensor
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:  # rounding left more below zero than that
+        values, vectors = torch.linalg.eigh(damped)
+        positive = values.clamp_min(floor * values.mean())
+        lower = torch.linalg.qr((vectors * positive.sqrt()).T).R.T.contiguous()
+    return lower
+
+
+def over(matrix: Tensor, divisor: Tensor) -> Tensor:
+    """``matrix`` [.., in] times the inverse of a ``root``."""
+    if divisor.ndim == 1:
+        return matrix / divisor
+    quotient: Tensor = torch.linalg.solve_triangular(divisor, matrix, upper=False, left=False)
+    return quotient
 
 
 def outer_sum(rows: Tensor, others: Tensor, whole: bool) -> Tensor:
     """rows^T others, [in, in], or its diagonal where it is not to be ``whole``."""
     return rows.T @ others if whole else (rows * others).sum(dim=0)
-
-
-def _floored(values: Tensor, floor: float) -> Tensor:
-    return values.clamp_min(floor * values.mean().clamp_min(torch.finfo(values.dtype).tiny))

@@ -19,7 +19,19 @@ class Once(Protocol):
 
     def __call__(self, kind: str, key: object, make: Callable[[], T]) -> T: ...
 
+    def knows(self, kind: str, key: object) -> bool:
+        """Whether the work has been done, as far as can be told without reading the result."""
+        ...
 
-def anew(kind: str, key: object, make: Callable[[], T]) -> T:
+
+class _Anew:
     """Remembers nothing."""
-    return make()
+
+    def __call__(self, kind: str, key: object, make: Callable[[], T]) -> T:
+        return make()
+
+    def knows(self, kind: str, key: object) -> bool:
+        return False
+
+
+anew: Once = _Anew()

@@ -30,6 +30,13 @@ RANDOM_WEIGHTS = click.option(
     is_flag=True,
     help="Untrained weights, to learn size, speed and memory, for model files that offer it.",
 )
+EXECUTOR = click.option(
+    "--executor",
+    type=click.Choice(["threads", "processes", "ray"]),
+    default="threads",
+    show_default=True,
+    help="What works on layers, and on points of a sweep; ray: the cluster at RAY_ADDRESS, or one here.",
+)
 DATA = click.option("--data", type=PATH, help="Folder of better data, if the model file takes one.")
 
 
@@ -97,6 +104,7 @@ def run_options(command: Command) -> Command:
             "--cache", type=PATH, metavar="DIR",
             help="Keep calibration, prices and codes here, and take them from here; runs may share it.",
         ),
+        EXECUTOR,
     ]  # fmt: skip
     return _with(options, source_options(command))
 
@@ -167,6 +175,10 @@ def compression_options(command: Command) -> Command:
         click.option(
             "--external-data", is_flag=True,
             help="Write the weights to OUTPUT.data, which is mapped into memory where OUTPUT is loaded.",
+        ),
+        click.option(
+            "--with-past", is_flag=True,
+            help="Past keys and values as inputs and outputs, to generate text a token at a time.",
         ),
         THREADS,
     ]  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -51,6 +53,46 @@ def staged(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tuple[Pa
         for draft, target in reversed(made):
             with _refused(target):
                 os.replace(draft, target)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, drafts: Path | None = None) -> Iterator[Path]:
+    """Give a draft of the folder ``target``, which takes its place when the block succeeds.
+
+    What is there already is never replaced, because a kill between two renames would lose it.
+
+    Args:
+        target: the folder.
+        drafts: where its draft lies, if not beside it.
+
+    Raises:
+        OutputError: ``target`` holds something, or cannot be written.
+    """
+    place = Path(os.path.realpath(target))
+    with contextlib.ExitStack() as stack:
+        with _refused(target):
+            if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+                raise OutputError(
+                    f"cannot write {target}: it is there already; remove it or name another folder"
+                )
+            if not place.parent.is_dir():
+                what = "is a file" if place.parent.exists() else "does not exist"
+                raise OutputError(f"cannot write {target}: the folder {target.parent} {what}")
+            draft = stack.enter_context(draft_folder(drafts or place.parent, place.name)) / place.name
+            draft.mkdir()
+        yield draft
+        with _refused(target):
+            _move(draft, place)
+
+
+def _move(draft: Path, place: Path) -> None:
+    try:
+        os.rename(draft, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with draft_folder(place.parent, place.name) as near:
+            os.rename(shutil.copytree(draft, near / place.name), place)
 
 
 @contextlib.contextmanager

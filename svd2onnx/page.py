@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
-from collections import Counter
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +16,7 @@ from markupsafe import Markup
 from svd2onnx.charts import size_chart
 from svd2onnx.errors import ReportError
 from svd2onnx.report import CompressionReport, LayerReport
+from svd2onnx.wording import counted_forms, number, size
 
 _CHARTS = {"wide": (860, 380), "narrow": (350, 320)}
 """Width and height in pixels: text keeps its size, so a phone gets a picture of its own."""
@@ -43,7 +42,7 @@ def _rendered(report: CompressionReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "share": _share, "bits": _bits, "number": _number}
+    environment.filters |= {"size": size, "share": _share, "bits": _bits, "number": number}
     style = (files("svd2onnx") / "templates" / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     charts = {name: size_chart(report, *size) for name, size in _CHARTS.items()}
@@ -52,7 +51,7 @@ def _rendered(report: CompressionReport) -> str:
         style=Markup(style),
         style_hash=f"sha256-{digest}",
         charts={name: chart for name, chart in charts.items() if chart},
-        forms=Counter((layer.kind, _common(layer.form)) for layer in report.layers),
+        forms=counted_forms(report.layers),
         most_bytes=max((layer.stored_bytes for layer in report.layers), default=0),
         most_error=max((layer.predicted_error or 0.0 for layer in report.layers), default=0.0),
         settings={
@@ -61,21 +60,6 @@ def _rendered(report: CompressionReport) -> str:
             if own not in (None, [], ()) and own is not False
         },
     )
-
-
-def _common(form: str) -> str:
-    """Pairs of all ranks count together."""
-    return re.sub(r"rank [1-9]\d*", "low-rank pair", form)
-
-
-def _size(count: float) -> str:
-    """Bytes in units of 10^3 or 10^6, as file managers show them."""
-    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
-
-
-def _number(value: float, digits: int) -> str:
-    """With so many digits behind the point, as long as that is a short number."""
-    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
 def _share(part: float, whole: float) -> str:

@@ -15,7 +15,7 @@ from svd2onnx.cache import Cache, open_cache
 from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
-from svd2onnx.device import device_name
+from svd2onnx.device import signature_of
 from svd2onnx.errors import PlanError
 from svd2onnx.export import export_float, weights_file
 from svd2onnx.layer_statistics import LayerStatistics
@@ -36,9 +36,10 @@ from svd2onnx.report import (
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx.settings import Settings
 from svd2onnx.settling import settle
-from svd2onnx.timing import measure_latency
+from svd2onnx.timing import measure_latency, measure_step
 from svd2onnx.verify import check_strict
 from svd2onnx_runtime import certify, graph_bytes
+from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.session import resolve_provider
 
 BENCH_BATCHES = (1, 8)
@@ -80,7 +81,8 @@ def compress_export(
         float_draft = drafts[-1] if reference else draft.with_name(f"{draft.name}.float32.onnx")
         prepared = prepare(source, settings, data, track)
         model = prepared.model
-        export_float(model, prepared.example, prepared.dynamic_shapes, float_draft)
+        traced = prepared.traced(model)
+        export_float(model, prepared.example, prepared.dynamic_shapes, float_draft, traced=traced)
         fit, judging = hold_out(prepared.batches)
         recall = recall_on(cache, prepared, float_draft, settings, fit, judging)
         statistics = gather_statistics(prepared, settings, fit, judging, track, recall)
@@ -131,6 +133,7 @@ def compress_export(
         inputs = as_arrays(arguments_of(model, evaluation[0]))
         is_fixed = not any(0 in axes for axes in prepared.dynamic_shapes.values())
         bench_batches = (len(next(iter(inputs.values()))),) if is_fixed else BENCH_BATCHES
+        pasts = (inputs["input_ids"].shape[1],) if settings.with_past else ()
         report = CompressionReport(
             source=str(source),
             output=str(output),
@@ -149,7 +152,8 @@ def compress_export(
             latency=tuple(
                 measure_latency(draft, float_draft, inputs, batch, provider, settings.threads)
                 for batch in track(bench_batches, "Benchmarking", len(bench_batches))
-            ),
+            )
+            + tuple(measure_step(draft, float_draft, past, 1, provider, settings.threads) for past in pasts),
             layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
             sha256=file_digest(draft),
             seconds=time.perf_counter() - started,
@@ -157,6 +161,8 @@ def compress_export(
             versions=tool_versions(),
             retraining=build.retraining,
             curve=tuple(reached.curve(build.plan, graph_bytes(draft), choice.gauge if choice else 1.0)),
+            machine=device_name(provider),
+            data_sha256=file_digest(weights_file(draft)) if weights_file(draft).exists() else None,
         )
         report_draft.write_text(report.to_json())
         if page:
@@ -185,7 +191,7 @@ def recall_on(
     asked = settings.resume or settings.cache is not None
     # Written for an interruption that may not come, the statistics of a large network cost too much.
     remembers = cache if asked or not prepared.is_large else None
-    devices = device_name(prepared.device), device_name(prepared.passes)  # sums round by them
+    devices = signature_of(prepared.device), signature_of(prepared.passes)  # sums round by them
     return recall_for(
         remembers, prepared.model, reference, devices, sites, settings.seed, mode, list(fit), list(judging)
     )

@@ -33,12 +33,24 @@ def pyplot() -> Any:
 
 
 def draw_latency(result: BenchResult, path: Path) -> None:
-    """Write a PNG with the latency ratio to the first graph against the batch, one line for each graph."""
+    """Write a PNG with the latency ratio to the first graph against the batch, one line for each graph.
+
+    What was timed on single tokens, after a past, has a dashed line of its own.
+    """
     plot = pyplot()
     figure, axes = plot.subplots(figsize=(8, 5), constrained_layout=True)
-    batches = [timing.batch for timing in result.batches]
-    for i, graph in enumerate(result.graphs):
-        axes.plot(batches, [t.graphs[i].latency_ratio for t in result.batches], marker="o", label=graph.name)
+    batches = sorted({timing.batch for timing in result.batches})
+    for past in sorted({timing.past for timing in result.batches}):
+        timings = [timing for timing in result.batches if timing.past == past]
+        for i, graph in enumerate(result.graphs):
+            axes.plot(
+                [timing.batch for timing in timings],
+                [timing.graphs[i].latency_ratio for timing in timings],
+                "--" if past else "-",
+                marker="o",
+                color=f"C{i}",
+                label=f"{graph.name}, a token after {past}" if past else graph.name,
+            )
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, map(str, batches))
     axes.set_ylim(bottom=0)

@@ -12,10 +12,12 @@ from torch import nn
 
 from svd2onnx import layers as layer_sites
 from svd2onnx.batchnorm import fold_batchnorm
+from svd2onnx.decoder import Traced, traced_with_past
 from svd2onnx.device import CPU, placed, resolve_device
 from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.export import infer_dynamic_shapes
 from svd2onnx.loading import Batch, DynamicShapes, arguments_of
+from svd2onnx.memory import release_at_once
 from svd2onnx.plain import make_plain
 from svd2onnx.progress import Track, silent
 from svd2onnx.schema import LayerSite
@@ -40,6 +42,8 @@ class Prepared:
     shelf: Shelf = field(default_factory=Shelf)
     is_large: bool = False
     """Whether its weights alone are more than is kept in memory."""
+    with_past: bool = False
+    """Whether files take the past's keys and values; all that is measured in PyTorch does without."""
     device: torch.device = CPU
     obstacle: str | None = None
 
@@ -71,6 +75,12 @@ class Prepared:
     def example(self) -> Batch:
         return example_of(self.model, self.batches)
 
+    def traced(self, network: nn.Module) -> Traced:
+        """What is exported of ``network``, this one or its like."""
+        if self.with_past and self.source.with_past is not None:
+            return traced_with_past(self.source.with_past(network))
+        return Traced(network, self.example, self.dynamic_shapes)
+
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
     """Load the source, take its calibration batches, and find the layers of its network.
@@ -82,15 +92,24 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     """
     device = resolve_device(settings.device)
     torch.manual_seed(settings.seed)  # model files may draw weights or inputs
-    loaded = load_source(source, settings, data)
     shelf = Shelf()
     with MadeOn(shelf):
+        loaded = load_source(source, settings, data)
+        if settings.with_past and loaded.with_past is None:
+            raise SourceError(
+                f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
+                "define with_past(network) in a model file (svd2onnx.loading says what it is)"
+            )
         model = loaded.build()
     model = make_plain(model)
     shelf.keep_module(model)
     is_large = shelf.overflows
+    if is_large:
+        release_at_once()
     inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
+    if settings.with_past:
+        _check_text(source, arguments_of(model, batches[0]))
     try:
         fold_batchnorm(model, arguments_of(model, batches[0]))
         sites = layer_sites.discover(model, arguments_of(model, batches[0]))
@@ -99,7 +118,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(model, batches[0], device)
-    return Prepared(loaded, model, chosen, batches, shelf, is_large, device, obstacle)
+    return Prepared(loaded, model, chosen, batches, shelf, is_large, settings.with_past, device, obstacle)
 
 
 def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
@@ -120,6 +139,16 @@ def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
     """
     largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
     return arguments_of(model, largest)
+
+
+def _check_text(source: Path, arguments: Batch) -> None:
+    """A graph with a cache takes texts, and is judged on those of the network without one."""
+    sizes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
+    if set(sizes) != {"input_ids", "attention_mask"} or len(set(sizes.values())) > 1:
+        raise SourceError(
+            "--with-past is for networks of input_ids and attention_mask, both [batch, sequence], and "
+            f"{source} gives {sizes}: leave it out, or let forward take these two"
+        )
 
 
 def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:

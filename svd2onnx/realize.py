@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.device import CPU, map_on, on
-from svd2onnx.factors import quantized_correction, quantized_pair
+from svd2onnx.device import CPU
+from svd2onnx.factors import Corrections, Target, quantized_pair
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.layers import weight_of
 from svd2onnx.lowrank import Decompose, Factorization, Weighting, factorize
@@ -19,6 +20,7 @@ from svd2onnx.quantize import quantize
 from svd2onnx.rounding import SWEEPS, Curvature, round_second_order
 from svd2onnx.schema import CompressedLayer, CompressionPlan, LayerForm, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx.spill import Shelf
+from svd2onnx.workers import finished_once
 
 _BATCHED = 1 << 26
 """Elements of all settings of a weight that are rounded in one pass."""
@@ -43,24 +45,43 @@ def realize(
     shelf = shelf or Shelf()
     chosen = [site for site in sites if site.name in plan.forms]
 
-    def work(site: LayerSite) -> CompressedLayer:
-        form, is_article = plan.forms[site.name], plan.method == "svd"
+    is_article = plan.method == "svd"
 
-        def made() -> CompressedLayer:
-            weight, own = weight_of(model, site), statistics.get(site.name)
-            if site.kind == "embedding":
-                return realize_table(weight, form)
-            if is_article and form.factors:
-                layer = realize_article(weight, form, own, decompose)
-            else:
-                weight, own = on(device, (weight, own))
-                layer = on(CPU, next(realize_forms(weight, [form], own)))
-            return replace(layer, kind=site.kind)
+    def arguments(site: LayerSite) -> tuple[object, ...]:
+        form, weight = plan.forms[site.name], weight_of(model, site)
+        # The article's plan has decomposed what it gives a rank: here it is known.
+        factors = decompose(weight).truncate(form.rank) if is_article and form.factors else None
+        return weight, site, form, statistics.get(site.name), factors
 
-        return _kept(once("codes", (site.name, form, is_article), made), shelf)
+    results = finished_once(
+        once,
+        "codes",
+        lambda site: (site.name, plan.forms[site.name], is_article),
+        _realized,
+        chosen,
+        arguments,
+        device,
+    )
+    shown = track(results, "Quantizing", len(chosen))
+    layers = {site.name: _kept(layer, shelf) for site, layer in shown}
+    return {site.name: layers[site.name] for site in chosen}
 
-    results = track(map_on(device, work, chosen), "Quantizing", len(chosen))
-    return {site.name: layer for site, layer in zip(chosen, results, strict=True)}
+
+def _realized(
+    weight: Tensor,
+    site: LayerSite,
+    form: LayerForm,
+    statistics: LayerStatistics | None,
+    factors: Factorization | None,
+) -> CompressedLayer:
+    """One layer in ``form``, which is the article's where there are ``factors``."""
+    if site.kind == "embedding":
+        return realize_table(weight, form)
+    if factors is not None:
+        layer = realize_article(weight, form, statistics, factors)
+    else:
+        layer = next(realize_forms(weight, [form], statistics))
+    return replace(layer, kind=site.kind)
 
 
 def realize_forms(
@@ -75,33 +96,49 @@ def realize_forms(
     all are equal and independent.
     """
     curvature = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
-    specs = [form.dense for form in forms if form.dense and not form.factors]
-    dense = iter(_rounded(weight, specs, curvature, sweeps))
-    weighting: Weighting | None = None
-    factors: Factorization | None = None
-    whole = curvature or Curvature.identity(weight.shape[1])
+    dense = iter(_rounded(weight, [f.dense for f in forms if f.dense and not f.factors], curvature, sweeps))
+    lowrank = _LowRank(weight, forms, curvature or Curvature.identity(weight.shape[1]))
     for form in forms:
         layer = CompressedLayer(_shape(weight))
         if form.dense and form.factors:
-            weighting = weighting or Weighting(whole.inputs, whole.outputs)
-            term, left, right = quantized_correction(weight, form, whole, weighting)
+            term, left, right = lowrank.corrections.quantized(form)
             layer = replace(layer, dense=term, left=left, right=right)
         elif form.factors:
-            weighting = weighting or Weighting(whole.inputs, whole.outputs)
-            factors = factors or weighting.factorize(weight)
-            left, right = quantized_pair(weight, factors.truncate(form.rank), form.factors, whole)
+            left, right = quantized_pair(lowrank.target, lowrank.factors.truncate(form.rank), form.factors)
             layer = replace(layer, left=left, right=right)
         elif form.dense:
             layer = replace(layer, dense=next(dense))
         yield _with_shift(layer, weight, statistics)
 
 
+class _LowRank:
+    """What the low-rank forms of one weight share, made when it is needed."""
+
+    def __init__(self, weight: Tensor, forms: Sequence[LayerForm], curvature: Curvature) -> None:
+        self._curvature, self.target = curvature, Target(weight, curvature)
+        self._largest_pair = max((form.rank for form in forms if not form.dense), default=0)
+        self._largest_correction = max((form.rank for form in forms if form.dense), default=0)
+
+    @cached_property
+    def _weighting(self) -> Weighting:
+        return Weighting(self._curvature.inputs, self._curvature.outputs)
+
+    @cached_property
+    def factors(self) -> Factorization:
+        return self._weighting.factorize(self.target.weight, self._largest_pair)
+
+    @cached_property
+    def corrections(self) -> Corrections:
+        most = self._largest_correction
+        return Corrections(self.target.weight, self._curvature, self._weighting, most)
+
+
 def realize_article(
-    weight: Tensor, form: LayerForm, statistics: LayerStatistics | None, decompose: Decompose = factorize
+    weight: Tensor, form: LayerForm, statistics: LayerStatistics | None, factors: Factorization
 ) -> CompressedLayer:
-    """A pair as the article has it: the truncated SVD of the weight itself, rounded to nearest."""
+    """A pair as the article has it: ``factors``, the truncated SVD of the weight, rounded to nearest."""
     assert form.factors is not None
-    left, right = decompose(weight).truncate(form.rank).quantize(form.factors)
+    left, right = factors.quantize(form.factors)
     return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 

@@ -7,7 +7,6 @@ the batches, the settings that matter, and the seed. No names of files and no ti
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from svd2onnx.cache import Cache
 from svd2onnx.device import CPU, on
+from svd2onnx.environment import digest_of, kernels, own_code
 from svd2onnx.lowrank import Decompose, Factorization, factorize
 from svd2onnx.records import digest
 
@@ -41,12 +41,19 @@ class Recall:
         """What ``make`` made for ``key`` in an earlier run, or makes now: what a record holds, not None."""
         if self._cache is None:
             return make()
-        name = f"{kind}-{digest(self._about, kind, key)}"
+        name = self._name(kind, key)
         found: T | None = self._cache.get(name)
         if found is None:
             found = make()
             self._cache.put(name, found)
         return found
+
+    def knows(self, kind: str, key: object) -> bool:
+        """Whether ``make`` made something for ``key`` in an earlier run; it may turn out to be damaged."""
+        return self._cache is not None and self._cache.has(self._name(kind, key))
+
+    def _name(self, kind: str, key: object) -> str:
+        return f"{kind}-{digest(self._about, kind, key)}"
 
     def decompose(self, device: torch.device = CPU) -> Decompose:
         """``factorize``, computed on ``device``, that remembers."""
@@ -63,27 +70,13 @@ def recall_for(cache: Cache | None, model: nn.Module, graph: Path, *more: object
         return Recall()
     with graph.open("rb") as file:
         exported = hashlib.file_digest(file, "sha256").hexdigest()
-    machine = torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    about = digest(_own_code(), machine, exported, _code_of(model), dict(model.state_dict()), more)
+    machine = *kernels(), torch.get_num_threads()
+    about = digest(own_code(), machine, exported, _code_of(model), dict(model.state_dict()), more)
     return Recall(cache, about)
-
-
-@functools.cache
-def _own_code() -> str:
-    """A digest of this package: its version does not change with every change of its code."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return _digest_of(files)
 
 
 def _code_of(model: nn.Module) -> str:
     """A digest of the files that define the network's modules: gradients may differ where graphs do not."""
     names = {type(module).__module__ for module in model.modules()}
     paths = (getattr(sys.modules.get(name), "__file__", None) for name in names)
-    return _digest_of(sorted(Path(path) for path in paths if path is not None))
-
-
-def _digest_of(files: list[Path]) -> str:
-    sha = hashlib.sha256()
-    for content in sorted(hashlib.sha256(path.read_bytes()).digest() for path in files if path.is_file()):
-        sha.update(content)
-    return sha.hexdigest()
+    return digest_of(sorted(Path(path) for path in paths if path is not None))

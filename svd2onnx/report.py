@@ -70,12 +70,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process)."""
+    """Median latency of one batch, in ms, and its ratio to the float32 graph (paired, same process).
+
+    Where ``past`` is not 0, of one token after so many.
+    """
 
     batch: int
     median_ms: float
     reference_ms: float
     ratio: float
+    past: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class CompressionReport:
 
     ``predicted_error`` is what the plan was chosen by; compare it with ``strict_error``. Both are before
     retraining, if there was any, for the prediction. ``curve`` is what the planner expected of other sizes,
-    regardless of time; it is empty where nothing was planned.
+    regardless of time; it is empty where nothing was planned. ``machine`` is what the latency is of;
+    ``sha256`` is that of the file, ``data_sha256`` of the weights beside it, if they are not in it.
     """
 
     source: str
@@ -137,6 +142,8 @@ class CompressionReport:
     versions: dict[str, str] = field(default_factory=dict)
     curve: tuple[SizePoint, ...] = ()
     retraining: Retraining | None = None
+    machine: str | None = None
+    data_sha256: str | None = None
 
     @property
     def kept(self) -> float:

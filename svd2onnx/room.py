@@ -32,6 +32,10 @@ class Room:
         self._left -= size
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
+    def hold(self, tensor: Tensor) -> Tensor:
+        """``tensor``, which a pass needs until its gradients come: on the shelf, or where it is on a GPU."""
+        return self._shelf.keep(tensor) if tensor.device == CPU else tensor
+
     def keep(self, tensor: Tensor) -> Tensor:
         """``tensor`` on the shelf; errors as of ``zeros``."""
         return self._shelf.keep(tensor.cpu())

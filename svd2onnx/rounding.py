@@ -49,6 +49,11 @@ class Curvature:
     outputs: Tensor | None = None
 
     @functools.cached_property
+    def inputs32(self) -> Tensor:
+        """H in float32."""
+        return self.inputs.float()
+
+    @functools.cached_property
     def order(self) -> Tensor:
         """The columns by falling curvature; equals in their order, whatever the device."""
         return torch.argsort(diagonal(self.inputs), descending=True, stable=True)
@@ -109,7 +114,7 @@ def round_second_order(
             codes[coarse],
             steps[coarse],
             limits[coarse],
-            curvature.inputs.float(),
+            curvature.inputs32,
             curvature.outputs,
             sweeps,
         )

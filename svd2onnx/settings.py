@@ -56,6 +56,7 @@ class Settings:
     operator: str = "dequantize"
     dtype: str = "float32"
     external_data: bool = False
+    with_past: bool = False
     recover: int = 0
     only: str | None = None
     include: tuple[str, ...] = ()

@@ -26,6 +26,8 @@ LIMIT = 2 << 30
 """Bytes that stay in memory."""
 _SMALL = 1 << 20
 """Tensors of fewer bytes are not worth a file."""
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Lets transformers read weights in the thread that asks for them, which is the one whose calls are seen."""
 
 
 class Shelf:
@@ -87,11 +89,26 @@ def _is_gone(storage: StorageWeakRef) -> bool:
 
 
 class MadeOn(TorchFunctionMode):
-    """While it is entered, ``torch.empty``, which makes the weights of modules, takes them from ``shelf``."""
+    """While it is entered, the weights of modules that are made or converted lie on ``shelf``.
+
+    They are made by ``torch.empty``, and read in another dtype by ``Tensor.to``.
+    """
 
     def __init__(self, shelf: Shelf) -> None:
         super().__init__()
         self._shelf = shelf
+
+    def __enter__(self) -> MadeOn:
+        self._threads = os.environ.get(_NO_THREADS)
+        os.environ[_NO_THREADS] = "1"
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        os.environ.pop(_NO_THREADS)
+        if self._threads is not None:
+            os.environ[_NO_THREADS] = self._threads
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -101,7 +118,10 @@ class MadeOn(TorchFunctionMode):
             shape = args[0] if isinstance(args[0], Sequence) else args
             if all(type(size) is int for size in shape):
                 return self._shelf.zeros(shape, kwargs.get("dtype") or torch.get_default_dtype())
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.to and result is not args[0] and result.device.type == "cpu":
+            return result if result.requires_grad else self._shelf.keep(result)
+        return result
 
 
 def _in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

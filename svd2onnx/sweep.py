@@ -1,48 +1,36 @@
 """Size against accuracy, as the article draws it: many settings of one network, each exported and measured.
 
-The float network is calibrated once for plans, and for each draw of data that the article's rule is tried
-on. Every point is written to the folder's sweep.json as soon as it is measured, and a run that finds points
-there goes on with the others.
+Every point is written to the folder's sweep.json as soon as it is measured, and a run that finds points there
+goes on with the others. Threads measure one after another; other workers load the network themselves, each
+its own, and find what points share in the cache.
 """
 
 from __future__ import annotations
 
-import math
-import random
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from svd2onnx.building import Build, Builder
+import torch
+
 from svd2onnx.cache import Cache, open_cache
-from svd2onnx.calibrate import calibrate, hold_out, without_probes
-from svd2onnx.candidates import Candidate
-from svd2onnx.choosing import priced_menu, uniform_plans
 from svd2onnx.drafts import draft_folder
-from svd2onnx.errors import OutputError, PlanError
+from svd2onnx.errors import OutputError
+from svd2onnx.executors import current
 from svd2onnx.export import export_float
-from svd2onnx.goals import SizeGoal
-from svd2onnx.layer_statistics import LayerStatistics
-from svd2onnx.loading import Batch
-from svd2onnx.lowrank import Decompositions
-from svd2onnx.once import Once, anew
 from svd2onnx.outputs import staged
-from svd2onnx.pipeline import gather_statistics, recall_on
-from svd2onnx.planner import article_plan, uniform_plan
 from svd2onnx.preparation import Prepared, prepare
 from svd2onnx.progress import Track, silent
-from svd2onnx.recall import Recall
-from svd2onnx.schema import QuantSpec
-from svd2onnx.settings import DEFAULT_BLOCKS, Settings
-from svd2onnx.settling import better_of, reach
+from svd2onnx.settings import Settings
+from svd2onnx.study import Study
 from svd2onnx.sweep_points import Point, Setting, Sweep
-from svd2onnx_runtime import EvaluationResult, graph_bytes
-from svd2onnx_runtime.session import resolve_provider
+from svd2onnx.workers import finished
 
 RESULTS = "sweep.json"
+_REFERENCE = "float32.onnx"
 
 
 def sweep(
@@ -71,165 +59,72 @@ def sweep(
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
     prepared = prepare(source, settings, data, track)
-    results = Sweep.read(folder / RESULTS, str(source), prepared.objective)
+    before = results = Sweep.read(folder / RESULTS, str(source), prepared.objective)
     kept = settings.resume or settings.cache is not None
     where = settings.cache or folder / "cache"
     with open_cache(where, fresh=False, kept=kept) as cache, draft_folder(folder, "sweep") as drafts:
-        study = _Study(prepared, settings, drafts, track, cache)
         missing = [setting for setting in wanted if not results.has(setting)]
-        for setting in track(missing, "Sweeping", len(missing)):
-            results = results.with_point(study.point(setting))
+        points = _points(missing, prepared, source, settings, data, drafts, cache, track)
+        measured: dict[Setting, Point] = {}
+        for setting, point in track(points, "Sweeping", len(missing)):
+            measured[setting] = point
+            new = (measured[own] for own in missing if own in measured)
+            results = replace(before, points=(*before.points, *new))
             with staged(folder / RESULTS, folder / "sweep.csv") as (json_draft, csv_draft):
                 json_draft.write_text(results.to_json(), encoding="utf-8")
                 csv_draft.write_text(results.to_csv(), encoding="utf-8")
     return results
 
 
-@dataclass
-class _Study:
-    """What all points of one network share; each part is made when a point first asks for it."""
+def _points(
+    missing: Sequence[Setting],
+    prepared: Prepared,
+    source: Path,
+    settings: Settings,
+    data: Path | None,
+    drafts: Path,
+    cache: Cache,
+    track: Track,
+) -> Iterator[tuple[Setting, Point]]:
+    """Those of ``missing``, in the order in which they are measured."""
+    if not missing:
+        return
+    reference = drafts / _REFERENCE
+    export_float(prepared.model, prepared.example, prepared.dynamic_shapes, reference)
+    study = Study(prepared, settings, drafts, reference, track, cache)
+    if current().in_process:
+        yield from ((setting, study.point(setting)) for setting in missing)
+        return
+    study.share(missing)
+    del study
+    # What is drawn and summed up is remembered for this number of threads, and no other.
+    threads = torch.get_num_threads()
+    settings = replace(settings, device=prepared.device.type)  # as here, whatever a worker has
+    work = functools.partial(
+        _measured, Path.cwd(), source, settings, data, drafts.absolute(), cache.folder.absolute()
+    )
+    yield from finished(work, missing, lambda setting: (setting,), threads)
 
-    prepared: Prepared
-    settings: Settings
-    folder: Path
-    track: Track
-    cache: Cache
 
-    def point(self, setting: Setting) -> Point:
-        """Build, export and measure one point."""
-        started = time.perf_counter()
-        try:
-            builder, build, path = self._built(setting)
-        except PlanError as error:
-            return Point(setting, failure=str(error), seconds=time.perf_counter() - started)
-        result: EvaluationResult = builder.deployed()
-        forms = Counter(str(form) for form in build.plan.forms.values()) if build else Counter[str]()
-        size = graph_bytes(path)
-        return Point(
-            setting,
-            file_bytes=size,
-            kept=size / self.float_bytes,
-            fidelity=result.fidelity,
-            mean_error=result.mean_error,
-            standard_error=result.standard_error,
-            predicted_error=build.plan.predicted_error if build else None,
-            metric=result.metric,
-            forms=dict(forms),
-            seconds=time.perf_counter() - started,
-        )
+def _measured(
+    here: Path,
+    source: Path,
+    settings: Settings,
+    data: Path | None,
+    drafts: Path,
+    cache: Path,
+    setting: Setting,
+) -> Point:
+    """One point, in a worker; ``here`` is what paths are relative to."""
+    os.chdir(here)
+    prepared = _prepared(source, settings, data)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(draft_folder(drafts, "point"))
+        study = Study(prepared, settings, folder, drafts / _REFERENCE, silent, Cache(cache, stack))
+        return study.point(setting)
 
-    def _built(self, setting: Setting) -> tuple[Builder, Build | None, Path]:
-        """The builder whose draft is the point's file."""
-        if setting.series == "float":
-            builder = self.builder_on({}, draft=self.reference)
-            return builder, None, self.reference
-        if setting.series == "svd":
-            statistics = self._drawn(setting.sample)
-            spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
-            sites, model = self.prepared.sites, self.prepared.model
-            plan = article_plan(
-                model, sites, statistics, spec, setting.value, self.track, self.decompositions
-            )
-            builder = self.builder_on(statistics, self._recall_drawn(setting.sample))
-            build = builder.build(plan)
-        elif setting.series == "quantize":
-            builder = self.builder
-            spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
-            build = builder.build(uniform_plan(self.prepared.sites, spec))
-        else:
-            builder = self.builder
-            build = self._planned(setting.value)
-            if setting.series == "retrained":
-                build = builder.recovered(build, self.settings.recover)
-        builder.write(build)
-        return builder, build, builder.draft
 
-    def _planned(self, share: float) -> Build:
-        """The plan for ``share`` of the float32 file, or uniform quantization where that is better."""
-        uniform = uniform_plans(self.prepared.sites)
-        target = int(share * self.float_bytes)
-        goal = SizeGoal(self.menu, uniform, self.float_bytes, target, math.inf)
-        build = reach(goal, self.builder)
-        return better_of(build, goal.rival(build.plan), self.builder)[0]
-
-    @cached_property
-    def decompositions(self) -> Decompositions:
-        return Decompositions(self._recall.decompose(self.prepared.device))
-
-    @cached_property
-    def reference(self) -> Path:
-        path = self.folder / "float32.onnx"
-        export_float(self.prepared.model, self.prepared.example, self.prepared.dynamic_shapes, path)
-        return path
-
-    @cached_property
-    def float_bytes(self) -> int:
-        return graph_bytes(self.reference)
-
-    @cached_property
-    def menu(self) -> Mapping[str, Sequence[Candidate]]:
-        judging = self._split[1]
-        menu = priced_menu(self.prepared, self._statistics, judging, ("float",), self.track, self._recall)
-        self._statistics = without_probes(self._statistics)
-        return menu
-
-    @cached_property
-    def builder(self) -> Builder:
-        self.menu  # noqa: B018 - made first, because it lets go of the probes
-        return self.builder_on(self._statistics, self._recall)
-
-    def builder_on(
-        self, statistics: Mapping[str, LayerStatistics], once: Once = anew, draft: Path | None = None
-    ) -> Builder:
-        """One whose layers are fitted to ``statistics``."""
-        provider = resolve_provider(self.settings.provider)
-        draft = draft or self.folder / "point.onnx"
-        return Builder(
-            self.prepared,
-            statistics,
-            self._split[1],
-            draft,
-            self.reference,
-            provider,
-            self.track,
-            decompose=self.decompositions,
-            once=once,
-            seed=self.settings.seed,
-        )
-
-    @cached_property
-    def _statistics(self) -> dict[str, LayerStatistics]:
-        return gather_statistics(self.prepared, self.settings, *self._split, self.track, self._recall)
-
-    @cached_property
-    def _recall(self) -> Recall:
-        return recall_on(self.cache, self.prepared, self.reference, self.settings, *self._split)
-
-    @cached_property
-    def _split(self) -> tuple[list[Batch], list[Batch]]:
-        """The batches to fit to, and those to judge with."""
-        return hold_out(self.prepared.batches)
-
-    def _drawn(self, sample: int) -> dict[str, LayerStatistics]:
-        """Without gradients, of half of the calibration batches, drawn by ``sample``."""
-        if sample not in self._draws:
-            batches = list(self.prepared.batches)
-            some = random.Random(self._seed(sample)).sample(batches, -(-len(batches) // 2))
-            once = self._recall_drawn(sample)
-            self._draws = {sample: once("moments", (), lambda: self._calibrated(some))}
-        return self._draws[sample]
-
-    def _calibrated(self, batches: Sequence[Batch]) -> dict[str, LayerStatistics]:
-        (network,) = self.prepared.placed(self.prepared.model)
-        return calibrate(network, self.prepared.sites, batches, shelf=self.prepared.shelf)
-
-    def _recall_drawn(self, sample: int) -> Recall:
-        return self._recall.of("drawn", sample)
-
-    def _seed(self, sample: int) -> int:
-        """Another one for each sample of each seed."""
-        return self.settings.seed * 1000 + sample
-
-    @cached_property
-    def _draws(self) -> dict[int, dict[str, LayerStatistics]]:
-        return {}
+@functools.lru_cache(maxsize=1)
+def _prepared(source: Path, settings: Settings, data: Path | None) -> Prepared:
+    """The network in a worker, which measures several points of it."""
+    return prepare(source, settings, data)

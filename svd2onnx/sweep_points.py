@@ -63,9 +63,6 @@ class Sweep:
     objective: str
     points: tuple[Point, ...] = ()
 
-    def with_point(self, point: Point) -> Sweep:
-        return Sweep(self.source, self.objective, (*self.points, point))
-
     def has(self, setting: Setting) -> bool:
         return any(point.setting == setting for point in self.points)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from svd2onnx.generation import GeneratedTexts
 from svd2onnx.inspection import ENERGIES, LayerInspection, Spectrum, total_bytes
 from svd2onnx.report import Choice, CompressionReport, Retraining
 from svd2onnx.sweep_points import Sweep
@@ -53,8 +54,9 @@ def compression_table(report: CompressionReport) -> Table:
             f"{speed.measured:.2f} of float32 (planned: {speed.predicted:.2f}, asked: {speed.asked:.2f})",
         )
     for latency in report.latency:
+        step = f", a token after {latency.past}" if latency.past else ""
         table.add_row(
-            f"latency, batch {latency.batch}",
+            f"latency, batch {latency.batch}{step}",
             f"{latency.median_ms:.2f} ms, {latency.ratio:.2f} of float32 ({latency.reference_ms:.2f} ms)",
         )
     certificate = report.certificate
@@ -164,7 +166,7 @@ def bench_table(result: BenchResult) -> Table:
     for batch in result.batches:
         for graph in batch.graphs:
             table.add_row(
-                str(batch.batch),
+                f"{batch.batch}, a token after {batch.past}" if batch.past else str(batch.batch),
                 graph.name,
                 f"{graph.median_ms:.2f}",
                 f"{graph.p95_ms:.2f}",
@@ -202,8 +204,30 @@ def footprint_table(result: BenchResult) -> Table:
     return table
 
 
+def generation_table(result: GeneratedTexts) -> Table:
+    """One line for each graph: how fast it reads the prompt and generates."""
+    table = Table(
+        *("graph", "prompt ms", "tokens/s", "x reference", "tokens as the reference's"),
+        title=f"{result.prompt_tokens} tokens of prompt ({result.provider}, {_threads(result.threads)}, "
+        f"onnxruntime {result.onnxruntime})",
+    )
+    for made in result.graphs:
+        table.add_row(
+            made.name,
+            f"{made.prefill_ms:.1f}",
+            f"{made.tokens_per_s:.1f}",
+            f"{made.speed_ratio:.2f}",
+            f"first {made.same_tokens} of {len(made.tokens)}",
+        )
+    return table
+
+
+def _threads(count: int | None) -> str:
+    return f"{count or 'default'} thread{'s' * (count != 1)}"
+
+
 def _conditions(result: BenchResult) -> str:
-    threads = f"{result.threads or 'default'} thread{'s' * (result.threads != 1)}"
+    threads = _threads(result.threads)
     tf32 = "" if result.tf32 is None else f", TF32 {'on' if result.tf32 else 'off'}"
     return f"{result.provider}, {threads}{tf32}, onnxruntime {result.onnxruntime}"
 

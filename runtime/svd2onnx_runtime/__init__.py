@@ -1,7 +1,8 @@
 """Check, time and judge ONNX graphs with numpy and onnxruntime alone: no torch, no onnx.
 
 ``open_session`` and ``run`` execute a graph, ``certify`` proves that its quantized MatMuls fused,
-``bench`` times graphs side by side, ``evaluate`` compares one with its float32 original.
+``bench`` times graphs side by side, ``evaluate`` compares one with its float32 original, ``generate``
+continues text with a graph that takes and gives keys and values.
 """
 
 from svd2onnx_runtime.bench import (
@@ -16,6 +17,7 @@ from svd2onnx_runtime.certify import Certificate, certify
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
 from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
 from svd2onnx_runtime.external import graph_bytes
+from svd2onnx_runtime.generate import Generation, generate
 from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
@@ -31,6 +33,7 @@ __all__ = [
     "Certificate",
     "EvaluationResult",
     "Footprint",
+    "Generation",
     "GraphError",
     "GraphTiming",
     "InputsError",
@@ -45,6 +48,7 @@ __all__ = [
     "count_work",
     "evaluate",
     "fidelity",
+    "generate",
     "gpu_count",
     "graph_bytes",
     "measure_footprint",

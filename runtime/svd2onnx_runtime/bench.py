@@ -18,6 +18,7 @@ from svd2onnx_runtime.errors import InputsError, naming
 from svd2onnx_runtime.external import graph_bytes
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.memory import Footprint, measure_footprint
+from svd2onnx_runtime.past import length_of
 from svd2onnx_runtime.roofline import Roofline, measure_roofline
 from svd2onnx_runtime.session import Array, ort_version
 from svd2onnx_runtime.timing import TimedRuns, time_runs
@@ -58,10 +59,14 @@ class GraphTiming:
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """All graphs at one batch, which is the first axis of the first input."""
+    """All graphs at one batch, which is the first axis of the first input.
+
+    ``past`` is the length of the keys and values that they took; 0 for graphs without.
+    """
 
     batch: int
     graphs: tuple[GraphTiming, ...]
+    past: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,8 @@ def bench_by_batch(
             for (name, path), feeds, own in zip(paths.items(), timed.feeds, work, strict=True)
         )
         limits = [roofline.limit_s(own) for own in work]
-        timings += (BatchTiming(timed.batch, tuple(_timings(paths, timed, limits))),)
+        past = length_of(timed.feeds[0])
+        timings += (BatchTiming(timed.batch, tuple(_timings(paths, timed, limits)), past),)
         yield BenchResult(
             provider=timed.provider,
             device=device_name(timed.provider),

@@ -1,6 +1,7 @@
 """Accuracy of a graph against the float32 original: fidelity of the outputs, and the task's metric.
 
-Both graphs run over the same batches in default sessions, so the numbers are what a user gets.
+Both graphs run over the same batches in default sessions, so the numbers are what a user gets. One that
+takes keys and values of a past gets an empty one, and those that it gives are no results.
 A model file judges outputs by a function of numpy arrays::
 
     metric(outputs: dict[str, ndarray], batch: dict[str, ndarray])
@@ -23,6 +24,7 @@ import numpy as np
 
 from svd2onnx_runtime.errors import InputsError, naming
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
+from svd2onnx_runtime.past import results_of
 from svd2onnx_runtime.session import Array, Session, open_reference, open_session, provider_of, run
 
 MetricValue: TypeAlias = float | dict[str, Any]
@@ -72,9 +74,9 @@ def evaluate(
     scores, original_scores = _Scores(summary), _Scores(summary)
     for batch in batches:
         with naming(path):
-            outputs = run(session, batch)
+            outputs = run(session, batch, results_of(session))
         with naming(reference):
-            expected = run(original, batch)
+            expected = run(original, batch, results_of(original))
         first, first_expected = next(iter(outputs.values())), next(iter(expected.values()))
         mask = token_mask(objective, first_expected, batch)
         with naming(path):

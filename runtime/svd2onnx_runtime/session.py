@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
 from svd2onnx_runtime.external import external_files, graph_bytes
 from svd2onnx_runtime.machine import gpu_count
+from svd2onnx_runtime.past import PAST_LENGTH, empty, is_past
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -161,25 +162,39 @@ def provider_name(provider: str) -> str:
     return _PROVIDERS[provider]
 
 
-def run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Run the graph and return its outputs by name; see ``graph_inputs`` for what it takes."""
+def run(
+    session: Session, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> dict[str, Array]:
+    """Run the graph and return its outputs by name, or ``outputs`` alone; see ``graph_inputs`` for inputs."""
     feeds = graph_inputs(session, inputs)
-    names = [output.name for output in session.get_outputs()]
-    try:
+    names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
+    with stating_failures():
         return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+@contextlib.contextmanager
+def stating_failures() -> Iterator[None]:
+    """Turn what onnxruntime raises while it runs a graph into errors of ours, in one line."""
+    try:
+        yield
     except _errors("InvalidArgument") as error:
         raise InputsError(f"the arrays do not fit the graph: {one_line(error)}") from error
-    except _errors(*_ORT_ERRORS) as error:
+    except _failures() as error:
         raise GraphError(f"the graph failed while running: {one_line(error)}") from error
 
 
 def graph_inputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The entries of ``inputs`` that the graph takes, as they are; further keys (labels) are left.
 
-    Raises InputsError for a missing input and for another element type than the graph's.
+    Where they hold no keys and values of a past, the graph gets those of an empty one (``past``). Raises
+    InputsError for a missing input and for another element type than the graph's.
     """
-    feeds = {}
+    feeds: dict[str, Array] = {}
+    begins = not any(map(is_past, inputs))
     for wanted in session.get_inputs():
+        if begins and is_past(wanted.name):
+            feeds[wanted.name] = empty(wanted.name, wanted.shape, _dtype(wanted), feeds)
+            continue
         if wanted.name not in inputs:
             given = ", ".join(inputs) or "nothing"
             raise InputsError(f"the graph needs input {wanted.name!r}, found {given}: add it")
@@ -196,7 +211,8 @@ def graph_inputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Arr
 def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
     """Arrays that the graph accepts: integers are 1 (a token id, a mask), floats standard normal.
 
-    Symbolic dimensions take their size from ``dims`` by name: ``{"batch": 8, "sequence": 64}``.
+    Symbolic dimensions take their size from ``dims`` by name, or by the names that they are the sum of:
+    ``{"batch": 8, "sequence": 64}``. A past that has no size there is empty.
     Raises InputsError for a dimension without a size.
     """
     rng = np.random.default_rng(seed)
@@ -236,14 +252,24 @@ def _errors(*names: str) -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names)
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What a run raises; one with bound inputs knows but RuntimeError."""
+    return (*_errors(*_ORT_ERRORS), RuntimeError)
+
+
 def _size(name: str, axis: int, dim: int | str | None, dims: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     if dim is None:
         raise InputsError(f"input {name!r} has a nameless dynamic axis {axis}: give the arrays themselves")
-    if dim not in dims:
-        raise InputsError(f"dimension {dim!r} of input {name!r} has no size: set it with --dim {dim}=SIZE")
-    return dims[dim]
+    sizes = {PAST_LENGTH: 0, **dims}
+    parts = [part.strip() for part in dim.split("+")] if dim not in sizes else [dim]
+    for part in parts:
+        if part not in sizes:
+            raise InputsError(
+                f"dimension {part!r} of input {name!r} has no size: set it with --dim {part}=SIZE"
+            )
+    return sum(sizes[part] for part in parts)
 
 
 def _dtype(wanted: Any) -> np.dtype[Any]:

@@ -42,13 +42,18 @@ def bench(
     threads: int | None,
     terminal: Terminal,
 ) -> None:
-    """Time GRAPH, with --reference and others beside it, in one process on synthetic inputs."""
+    """Time GRAPH, with --reference and others beside it, in one process on synthetic inputs.
+
+    One of --with-past is timed twice: on a prompt, of --dim sequence=SIZE tokens, and on a single token after
+    so many, or after --dim past_sequence=SIZE.
+    """
     from svd2onnx.outputs import staged
     from svd2onnx.plots import draw_latency, pyplot
     from svd2onnx.tables import bench_table, footprint_table
     from svd2onnx_runtime import bench as run_bench
     from svd2onnx_runtime import open_session, synthetic_inputs
     from svd2onnx_runtime.errors import naming
+    from svd2onnx_runtime.past import PAST_LENGTH, past_names
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
@@ -59,8 +64,12 @@ def bench(
         paths[name] = Path(path)
     session = open_session(graph, provider)
     sizes = sizes_of(dims)
+    runs = [sizes]
     with naming(graph):
-        inputs = [synthetic_inputs(session, {**sizes, "batch": batch}) for batch in batches]
+        if past_names(session):
+            step = {"sequence": 1, PAST_LENGTH: sizes.get(PAST_LENGTH, sizes["sequence"])}
+            runs = [{**sizes, PAST_LENGTH: 0}, {**sizes, **step}]
+        inputs = [synthetic_inputs(session, {**own, "batch": batch}) for own in runs for batch in batches]
     del session
     result = run_bench(paths, inputs, provider, threads, repeats)
     if output:

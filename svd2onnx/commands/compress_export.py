@@ -32,6 +32,7 @@ def compress_export(
     reference: Path | None,
     page: Path | None,
     data: Path | None,
+    executor: str,
     terminal: Terminal,
     **arguments: Any,
 ) -> None:
@@ -40,11 +41,11 @@ def compress_export(
     SOURCE is a model file (.py with build() and inputs(split)), an exported program (.pt2), a Hugging Face
     folder, a state dict (.pt, .safetensors; with --model), or a pickled network (.pt; with --trust-pickle).
     """
-    from svd2onnx import pipeline
+    from svd2onnx import executors, pipeline
     from svd2onnx.tables import compression_table
 
     settings = settings_of(arguments)
-    with terminal.progress() as track:
+    with executors.executor(executor), terminal.progress() as track:
         report = pipeline.compress_export(
             source,
             output or Path(f"{source.stem}.onnx"),

@@ -65,6 +65,7 @@ def sweep(
     samples: int,
     metric: str | None,
     data: Path | None,
+    executor: str,
     terminal: Terminal,
     **arguments: Any,
 ) -> None:
@@ -73,6 +74,7 @@ def sweep(
     Every point is exported and measured by onnxruntime. A run that was stopped goes on where it was, and
     points are added to those that are there. --recover adds a retrained point to each planned one.
     """
+    from svd2onnx import executors
     from svd2onnx import sweep as sweeping
     from svd2onnx.outputs import staged
     from svd2onnx.plots import draw_sweep, pyplot
@@ -84,7 +86,7 @@ def sweep(
     settings = Settings(**arguments)
     widths = [int(own) for own in bits]
     points = wanted(widths, epsilons, sizes, samples=samples, retrained=settings.recover > 0)
-    with terminal.progress() as track:
+    with executors.executor(executor), terminal.progress() as track:
         result = sweeping.sweep(source, output, points, settings, data, track)
     metric = metric or next((name for point in result.points for name in point.metric), None)
     with staged(output / "sweep.png") as (draft,):

@@ -6,16 +6,17 @@ config.json says is bounded before a network is made of it, and must agree with 
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.decoder import WithPast
 from svd2onnx.errors import SourceError
-from svd2onnx.loading import Batch
 from svd2onnx.sources.huggingface_config import (
     WRITE_MODEL_FILE,
     check_size,
@@ -27,11 +28,12 @@ from svd2onnx.sources.huggingface_config import (
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
+from svd2onnx.sources.tokenizer import tokenizing
 
 LONGEST = 128
 """Tokens of a text that is calibrated on."""
 _EXAMPLE_LENGTH = 32
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+_CAUSAL = re.compile(r"ForCausalLM|LMHeadModel")
 _LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
 
 
@@ -86,7 +88,14 @@ def load_folder(folder: Path) -> Network:
             InputSpec(name, shape, torch.int64, axes, config.vocab_size)
             for name in ("input_ids", "attention_mask")
         )
-        return Network(folder, TextNetwork(network, options), specs, objective, _tokenizer(folder, longest))
+        return Network(
+            folder,
+            TextNetwork(network, options),
+            specs,
+            objective,
+            tokenizing(folder, longest),
+            with_past=_with_past if _generates(kind, config) else None,
+        )
     size = getattr(config, "image_size", None) or _size_of(folder)
     if kind.main_input_name == "pixel_values" and size is not None:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -98,6 +107,25 @@ def load_folder(folder: Path) -> Network:
     raise SourceError(
         f"{folder} takes {kind.main_input_name!r}; expected texts or images of one size: {WRITE_MODEL_FILE}"
     )
+
+
+def _generates(kind: Any, config: Any) -> bool:
+    """Whether it is a causal language model with a cache, whose layers all attend to all of the past.
+
+    ``WithPast`` has no other. A forward without positions derives them, or biases, from a mask of rank 2.
+    """
+    taken = inspect.signature(kind.forward).parameters
+    if not _CAUSAL.search(kind.__name__) or not {"past_key_values", "position_ids"} <= set(taken):
+        return False
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def _with_past(network: nn.Module) -> WithPast:
+    assert isinstance(network, TextNetwork)
+    return WithPast(network.network)
 
 
 def _pretrained(folder: Path, kind: Any) -> nn.Module:
@@ -130,40 +158,6 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
         )
     module: nn.Module = network.eval().requires_grad_(False)
     return module
-
-
-def _tokenizer(folder: Path, longest: int) -> Callable[[Sequence[str]], Batch] | None:
-    """What turns texts into padded batches, by the folder's tokenizer; it is read when texts come."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return None
-    known: list[Any] = []
-
-    def tokenize(texts: Sequence[str]) -> Batch:
-        if not known:
-            known.append(_read_tokenizer(folder))
-        (tokenizer,) = known
-        made = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        return {name: made[name] for name in ("input_ids", "attention_mask")}
-
-    return tokenize
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise SourceError(
-            f"the tokenizer in {folder} cannot be read ({one_line(error)}); expected its files"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise SourceError(
-            f"the tokenizer in {folder} has no token to pad with; expected one: name it in its configuration"
-        )
-    return tokenizer
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:

@@ -66,6 +66,10 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
 
 def with_data(network: Network, settings: Settings) -> Source:
     """``network`` with the samples of ``--calibration``, or random ones where there are none."""
+    return replace(_with_data(network, settings), with_past=network.with_past)
+
+
+def _with_data(network: Network, settings: Settings) -> Source:
     if settings.input_shape:
         if network.specs is not None:
             raise SourceError(
@@ -143,7 +147,7 @@ def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, d
     load_into(model, tensors, path, settings.model)
     if not own_data:
         objective = settings.objective or file.objective
-        return with_data(Network(path, model, None, objective), settings)
+        return with_data(Network(path, model, None, objective, with_past=file.with_past), settings)
     return replace(_of_model_file(file, settings), build=lambda: model)
 
 

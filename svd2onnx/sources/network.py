@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from svd2onnx.decoder import WithPast
 from svd2onnx.loading import Batch
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import InputSpec
@@ -18,7 +19,7 @@ class Network:
     """``specs`` is None where only data or ``--input-shape`` can tell what the network takes.
 
     ``tokenize`` turns texts into a batch, where a tokenizer lies with the network; ``preprocessing`` is that
-    of its images.
+    of its images; ``with_past`` makes of a causal language model what generates.
     """
 
     path: Path
@@ -27,3 +28,4 @@ class Network:
     objective: str = "mse"
     tokenize: Callable[[Sequence[str]], Batch] | None = None
     preprocessing: Preprocessing | None = None
+    with_past: Callable[[nn.Module], WithPast] | None = None

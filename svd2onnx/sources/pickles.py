@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def load_weights_only(path: Path, what: Any = None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = torch.load(what or path, map_location="cpu", weights_only=True)
+            mapped = what is None and zipfile.is_zipfile(path)  # read when needed: it may be large
+            loaded = torch.load(what or path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise damaged(path, error) from error
     check_storages(path, loaded)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from svd2onnx.decoder import WithPast
 from svd2onnx.loading import Batch, DynamicShapes, ModelFile
 
 
@@ -27,8 +28,17 @@ class Source:
     dynamic_shapes: DynamicShapes | None = None
     calibrated: bool = True
     warnings: tuple[str, ...] = ()
+    with_past: Callable[[nn.Module], WithPast] | None = None
 
     @classmethod
     def of_model_file(cls, file: ModelFile) -> Source:
         """The same parts."""
-        return cls(file.build, file.inputs, file.objective, file.metric, file.summary, file.dynamic_shapes)
+        return cls(
+            file.build,
+            file.inputs,
+            file.objective,
+            file.metric,
+            file.summary,
+            file.dynamic_shapes,
+            with_past=file.with_past,
+        )

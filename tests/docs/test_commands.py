@@ -18,7 +18,23 @@ COMMANDS = [
     for path in DOCUMENTS
     for line, words in commands_of(path)
 ]
-KNOWN = ("svd2onnx", "python", "make", "npm", "node", "cmake", "curl", "cd", "export", "mkdir", "ln")
+KNOWN = (
+    "svd2onnx",
+    "python",
+    "make",
+    "npm",
+    "node",
+    "cmake",
+    "curl",
+    "cd",
+    "export",
+    "mkdir",
+    "ln",
+    "docker",
+    "oras",
+    "sha256sum",
+    "ray",
+)
 # What a placeholder in a document may stand for.
 MEANT = {"OPERATOR": "folded", "DTYPE": "float16", "PORT": "8000"}
 

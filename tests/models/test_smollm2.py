@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.export import export
 from svd2onnx.loading import load_model_file
+from svd2onnx.planner import uniform_plan
+from svd2onnx.preparation import prepare
+from svd2onnx.realize import realize
+from svd2onnx.rewrite import rewrite
+from svd2onnx.schema import QuantSpec
+from svd2onnx.settings import Settings
+from svd2onnx_runtime import certify, generate, open_session
 
 PATH = Path(__file__).parents[2] / "models" / "smollm2.py"
 
@@ -121,6 +129,31 @@ def test_exported_graph_takes_any_batch_and_length_and_holds_the_tied_weight_onc
         (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
         with torch.no_grad():
             np.testing.assert_allclose(logits, network(**batch).numpy(), rtol=0, atol=1e-3)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_the_compressed_network_generates_what_pytorch_does(smollm2: ModuleType, tmp_path: Path) -> None:
+    prepared = prepare(PATH, Settings(method="quantize", calibration_samples=1, with_past=True), None)
+    layers = realize(prepared.model, prepared.sites, uniform_plan(prepared.sites, QuantSpec(4, 32)), {})
+    network = rewrite(prepared.model, prepared.sites, layers)
+    path = tmp_path / "smollm2.onnx"
+    example, shapes = prepared.example, prepared.dynamic_shapes
+    export(network, layers, example, shapes, path, traced=prepared.traced(network))
+    tokenizer = smollm2.tokenizer()
+    tokenizer.padding_side = "left"
+    texts = tokenizer(["The capital of France is", "Rain"], padding=True, return_tensors="pt")
+    ids, mask = texts["input_ids"], texts["attention_mask"]
+    with torch.no_grad():
+        expected = network.decoder.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=24, eos_token_id=None
+        )
+    session = open_session(path, "cpu", strict=True)
+    made = generate(session, ids.numpy(), 24, attention_mask=mask.numpy())
+    assert made.tokens.tolist() == expected[:, ids.shape[1] :].tolist()
+    certificate = certify(path, "cpu", {"batch": 1, "sequence": 1, "past_sequence": 7})
+    assert certificate.ok
+    assert len(certificate.fused) == 30 * 7 + 1
 
 
 def _mask(real: int, length: int, *, right: bool) -> Tensor:

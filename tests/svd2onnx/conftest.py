@@ -56,3 +56,11 @@ def write_model_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def model_file(write_model_file: Callable[..., Path]) -> Path:
     return write_model_file()
+
+
+@pytest.fixture(scope="session")
+def compressed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressed file with its weights, its report and its plan beside it; not to be changed."""
+    from tests.svd2onnx.artifacts import compress
+
+    return compress(tmp_path_factory.mktemp("compressed"))

@@ -78,3 +78,29 @@ def kill_after(process: subprocess.Popen[str], seconds: float) -> int:
 def contents(folder: Path) -> dict[str, bytes]:
     """The files that lie in ``folder`` itself, hidden ones too."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The live processes below ``pid``, each with its command line, as /proc tells of them."""
+    parents, lines = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        own = int(folder.name)
+        with contextlib.suppress(OSError):
+            if parent := parent_of(own):
+                lines[own] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                parents[own] = parent
+    found: dict[int, str] = {}
+    while more := {own: lines[own] for own, parent in parents.items() if parent in (pid, *found)}:
+        if more.keys() <= found.keys():
+            break
+        found |= more
+    return found
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that a live one belongs to; None of one that has ended, though nobody has asked for it."""
+    with contextlib.suppress(OSError):
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        if state != "Z":
+            return int(parent)
+    return None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd2onnx.factors import quantized_correction, quantized_pair
+from svd2onnx.factors import Corrections, Target, quantized_pair
 from svd2onnx.lowrank import Weighting
 from svd2onnx.moments import damp
 from svd2onnx.rounding import Curvature, round_second_order
@@ -43,7 +43,7 @@ def test_rounding_a_pair_costs_little(curvature: Curvature, bits: int, most: flo
     """Against the float pair, which is the best of its rank; and it beats rounding both to nearest."""
     spec = QuantSpec(bits, 32)
     factors = weighting_of(curvature).factorize(WEIGHT).truncate(32)
-    left, right = quantized_pair(WEIGHT, factors, spec, curvature)
+    left, right = quantized_pair(Target(WEIGHT, curvature), factors, spec)
     assert (left.codes.shape, right.codes.shape) == ((48, 32), (32, 80))
     assert left.spec == right.spec == spec
     ours = loss(WEIGHT - left.dequantize() @ right.dequantize(), curvature)
@@ -60,12 +60,23 @@ def test_a_correction_is_better_than_its_dense_term_alone(
     curvature: Curvature, bits: int, share: float
 ) -> None:
     form = LayerForm(QuantSpec(bits, 32), 32, QuantSpec(4, 32))
-    dense, left, right = quantized_correction(WEIGHT, form, curvature, weighting_of(curvature))
+    dense, left, right = Corrections(WEIGHT, curvature, weighting_of(curvature), 32).quantized(form)
     assert (dense.spec, left.spec, right.codes.shape[0]) == (form.dense, form.factors, form.rank)
     product = left.dequantize() @ right.dequantize()
     (alone,) = round_second_order(WEIGHT, [QuantSpec(bits, 32)], curvature)
     whole = loss(WEIGHT - dense.dequantize() - product, curvature)
     assert whole < share * loss(WEIGHT - alone.dequantize(), curvature)
+
+
+def test_corrections_of_several_ranks_are_as_good_as_each_alone() -> None:
+    curvature = CURVATURES["both"]
+    weighting = weighting_of(curvature)
+    together = Corrections(WEIGHT, curvature, weighting, 32)
+    for rank in (16, 32):
+        form = LayerForm(QuantSpec(2, 32), rank, QuantSpec(4, 16))
+        alone = Corrections(WEIGHT, curvature, weighting, rank)
+        for ours, other in zip(together.quantized(form), alone.quantized(form), strict=True):
+            assert torch.equal(ours.codes, other.codes)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -75,10 +86,11 @@ def test_weights_of_lower_rank_than_asked_for_leave_nothing_wrong(bits: int, ran
     weight = torch.randn(48, rank, generator=generator) @ torch.randn(rank, 80, generator=generator)
     curvature, spec = CURVATURES["both"], QuantSpec(bits, 32)
     weighting = weighting_of(curvature)
-    left, right = quantized_pair(weight, weighting.factorize(weight).truncate(32), spec, curvature)
+    factors = weighting.factorize(weight).truncate(32)
+    left, right = quantized_pair(Target(weight, curvature), factors, spec)
     size = max(loss(weight, curvature), 1e-12)
     assert loss(weight - left.dequantize() @ right.dequantize(), curvature) <= 0.3 * size
     form = LayerForm(spec, 32, QuantSpec(4, 32))
-    dense, left, right = quantized_correction(weight, form, curvature, weighting)
+    dense, left, right = Corrections(weight, curvature, weighting, 32).quantized(form)
     total = dense.dequantize() + left.dequantize() @ right.dequantize()
     assert loss(weight - total, curvature) <= 0.05 * size

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def sweeps(_prepared: Prepared) -> Callable[[Path], object]:
     def use(path: Path) -> None:
         found = Sweep.read(path, "network.py", "cosine")
         assert all(found.has(point.setting) for point in found.points)
-        more = found.with_point(POINTS[0])
+        more = replace(found, points=(*found.points, POINTS[0]))
         more.to_json().encode()
         more.to_csv()
         Console(quiet=True).print(sweep_table(more))

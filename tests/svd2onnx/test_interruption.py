@@ -89,6 +89,23 @@ def test_handlers_are_as_before_when_the_block_ends() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_what_a_library_raises_in_its_place_becomes_it() -> None:
+    def library() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            error = KeyboardInterrupt()
+            error.add_note("parts are kept")
+            raise error from None
+
+    with pytest.raises(Interrupted) as caught, interruptible():
+        library()
+    assert caught.value.line == "interrupted by SIGTERM; parts are kept"
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        raise KeyboardInterrupt
+    assert not isinstance(caught.value, Interrupted)
+
+
 def test_another_thread_leaves_signals_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []

@@ -188,6 +188,20 @@ def test_few_ranks_of_a_large_matrix_are_found_by_projection(monkeypatch: pytest
         assert torch.equal(weighting.factorize(weight, 16).left, exact.left)
 
 
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (64, 64)], ids=str)
+def test_large_matrices_are_decomposed_by_their_smaller_side(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = decaying(*shape, 0.8)  # down to 1e-6
+    exact = factorize(weight)
+    monkeypatch.setattr(lowrank, "_LARGE", 64)
+    found = factorize(weight)
+    torch.testing.assert_close(found.left.T @ found.left, torch.eye(64), rtol=0, atol=1e-5)
+    for rank in (4, 16, 64):
+        ours, other = (f.truncate(rank).left @ f.truncate(rank).right for f in (found, exact))
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-6)
+
+
 def test_a_decomposition_is_done_once_for_each_weight() -> None:
     weight, other = decaying(24, 32, 0.8), decaying(24, 32, 0.8, seed=1)
     decompose = lowrank.Decompositions()

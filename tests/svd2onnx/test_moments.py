@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from svd2onnx import gathering, lowrank, moments, rounding
 from svd2onnx.calibrate import calibrate
 from svd2onnx.candidates import candidates
-from svd2onnx.factors import quantized_pair
+from svd2onnx.factors import Target, quantized_pair
 from svd2onnx.layers import discover
 from svd2onnx.lowrank import Weighting, factorize
-from svd2onnx.moments import damp, diagonal, outer_sum, roots, times, unit_mean
+from svd2onnx.moments import damp, diagonal, outer_sum, over, root, times, unit_mean
 from svd2onnx.rounding import Curvature
 from svd2onnx.schema import QuantSpec
 
@@ -25,22 +25,33 @@ def test_a_diagonal_stands_for_its_matrix() -> None:
     torch.testing.assert_close(times(rows, OWN), times(rows, MATRIX))
     torch.testing.assert_close(torch.diag(unit_mean(OWN)), unit_mean(MATRIX))
     torch.testing.assert_close(torch.diag(damp(OWN, 0.1)), damp(MATRIX, 0.1))
-    for wide, whole in zip(roots(OWN, 1e-6), roots(MATRIX, 1e-6), strict=True):
-        torch.testing.assert_close(torch.diag(wide), whole)
+    torch.testing.assert_close(torch.diag(root(OWN, 1e-6)), root(MATRIX, 1e-6))
+    torch.testing.assert_close(over(rows, OWN), over(rows, MATRIX))
     torch.testing.assert_close(outer_sum(rows, 2 * rows, False), outer_sum(rows, 2 * rows, True).diagonal())
 
 
-def test_roots_of_a_singular_diagonal_are_floored() -> None:
-    root, inverse = roots(torch.tensor([0.0, 2.0], dtype=torch.float64), 1e-6)
-    torch.testing.assert_close(root.square(), torch.tensor([1e-6, 2.0], dtype=torch.float64))
-    torch.testing.assert_close(root * inverse, torch.ones(2, dtype=torch.float64))
+def test_a_root_of_a_singular_moment_can_be_divided_by() -> None:
+    seen = torch.randn(3, 80, generator=torch.Generator().manual_seed(1)).double()
+    for singular in (seen.T @ seen, OWN * (OWN > 1)):
+        half = root(singular, 1e-6)
+        again = half.square() if half.ndim == 1 else half @ half.T
+        torch.testing.assert_close(again, damp(singular, 1e-6))
+        torch.testing.assert_close(over(times(WEIGHT.double(), half), half), WEIGHT.double())
+
+
+def test_a_moment_that_rounding_made_indefinite_has_a_root() -> None:
+    basis = torch.linalg.qr(torch.randn(80, 80, generator=torch.Generator().manual_seed(1)).double())[0]
+    values = OWN.clone()
+    values[:5] = -1e-4
+    half = root((basis * values) @ basis.T, 1e-6)
+    assert torch.equal(half, half.tril())
+    torch.testing.assert_close(half @ half.T, (basis * values.clamp_min(1e-6)) @ basis.T, rtol=0, atol=1e-5)
 
 
 def test_the_best_factors_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Weighting(MATRIX).factorize(WEIGHT).truncate(10)
     plain = factorize(WEIGHT).truncate(10)
-    monkeypatch.setattr(lowrank, "WIDEST", 16)
-    monkeypatch.setattr(lowrank, "_WIDE", 1)  # by way of the smaller side
+    monkeypatch.setattr(lowrank, "_LARGE", 16)  # by way of the smaller side
     found, again = Weighting(OWN).factorize(WEIGHT).truncate(10), factorize(WEIGHT).truncate(10)
     torch.testing.assert_close(found.left @ found.right, expected.left @ expected.right, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(again.left @ again.right, plain.left @ plain.right, rtol=1e-4, atol=1e-5)
@@ -48,7 +59,8 @@ def test_the_best_factors_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatc
 
 def test_pairs_are_rounded_on_a_diagonal() -> None:
     factors = Weighting(OWN).factorize(WEIGHT)
-    left, right = quantized_pair(WEIGHT, factors.truncate(32), QuantSpec(8, 32), Curvature(damp(OWN, 0.05)))
+    target = Target(WEIGHT, Curvature(damp(OWN, 0.05)))
+    left, right = quantized_pair(target, factors.truncate(32), QuantSpec(8, 32))
     best = factors.left[:, :32] @ factors.right[:32]
     found = left.dequantize() @ right.dequantize()
     assert float((found - WEIGHT).norm()) < 1.05 * float((best - WEIGHT).norm())
@@ -70,7 +82,7 @@ def test_a_wide_layer_is_calibrated_and_priced_on_its_diagonal(monkeypatch: pyte
     batches = [{"x": torch.randn(size, 200)} for size in (20, 30)]
     sites = discover(network, batches[0])
     whole = calibrate(network, sites, batches, "mse", batches)
-    for module in (moments, gathering, rounding, lowrank):
+    for module in (moments, gathering, rounding):
         monkeypatch.setattr(module, "WIDEST", 128)
     narrow = calibrate(network, sites, batches, "mse", batches)
     for name in ("covariance", "gradient_moment"):

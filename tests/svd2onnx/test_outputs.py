@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from svd2onnx.errors import OutputError
-from svd2onnx.outputs import staged
+from svd2onnx.outputs import staged, staged_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -103,7 +104,7 @@ def test_the_first_target_is_renamed_last(tmp_path: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from svd2onnx.outputs import staged
+from svd2onnx.outputs import staged, staged_folder
 
 replace, left = os.replace, [int(sys.argv[1])]
 
@@ -150,3 +151,54 @@ def test_a_draft_that_was_not_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), staged(tmp_path / "a.onnx"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    with staged_folder(target) as draft:
+        (draft / "1").mkdir()
+        (draft / "1" / "a").write_text("whole")
+        assert not target.exists()
+    assert contents(tmp_path) == {"new/1/a": "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert (
+        target.stat().st_mode == (target / "1").stat().st_mode
+    )  # that of any new folder, not of a private one
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_draft_may_lie_on_another_file_system(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        with staged_folder(tmp_path / "new", Path(other)) as draft:
+            (draft / "1").mkdir()
+            (draft / "1" / "a").write_text("whole")
+            assert list(tmp_path.iterdir()) == []
+        assert list(Path(other).iterdir()) == []
+    assert contents(tmp_path) == {"new/1/a": "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    with staged_folder(tmp_path / "new") as draft:
+        (draft / "a").write_text("whole")
+    assert contents(tmp_path) == {"new/a": "whole"}
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "new") as draft:  # noqa: PT012
+        (draft / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_no_place_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("old")
+    (tmp_path / "circle").symlink_to("circle")
+    places = {"full": "there already", "full/a": "there already", "full/a/b": "is a file", "x/y": "not exist"}
+    for name, line in (places | {"circle": "circle"}).items():
+        with pytest.raises(OutputError, match=line), staged_folder(tmp_path / name):
+            pytest.fail("the block must not run")
+    assert contents(tmp_path) == {"full/a": "old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "full"]

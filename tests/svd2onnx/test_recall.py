@@ -51,7 +51,7 @@ def test_a_sweep_goes_on_from_its_calibration(
     first = sweep(model_file, tmp_path / "a", points, settings)
     for owner, name in ((pipeline, "calibrate"), (candidates, "_priced"), (lowrank, "factorize")):
         monkeypatch.setattr(owner, name, forbidden)
-    monkeypatch.setattr("svd2onnx.sweep.calibrate", forbidden)
+    monkeypatch.setattr("svd2onnx.study.calibrate", forbidden)
     monkeypatch.setattr(recall, "factorize", forbidden)
     second = sweep(model_file, tmp_path / "b", points, settings)
     assert [point.fidelity for point in first.points] == [point.fidelity for point in second.points]

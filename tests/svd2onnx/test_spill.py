@@ -6,14 +6,19 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from svd2onnx import calibrate as calibrating
 from svd2onnx import spill
+from svd2onnx.calibrate import calibrate
 from svd2onnx.errors import OutputError
+from svd2onnx.layers import discover
 from svd2onnx.pipeline import compress_export
+from svd2onnx.probes import probe
 from svd2onnx.settings import Settings
 from svd2onnx.spill import MadeOn, Shelf
 from tests.svd2onnx.networks import Mlp, seeded
@@ -82,6 +87,30 @@ def test_modules_that_are_made_on_a_shelf_are_as_any_others(in_files: None) -> N
         assert nn.Linear(4, 4).weight.is_meta
 
 
+def test_weights_of_another_dtype_are_read_onto_a_shelf(in_files: None, tmp_path: Path) -> None:
+    """A folder in bfloat16, whose weights in float32 are twice as large as its files."""
+    from transformers import BertConfig, BertModel
+
+    from svd2onnx.sources.huggingface import load_folder
+
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=300
+    )
+    seeded(lambda: BertModel(config)).bfloat16().save_pretrained(tmp_path)
+    expected = load_folder(tmp_path).model
+    before = mapped_bytes()
+    with MadeOn(Shelf()):
+        found = load_folder(tmp_path).model
+    linears = sum(p.nbytes for name, p in found.named_parameters() if p.ndim == 2)
+    assert mapped_bytes() - before >= linears
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+    for (name, ours), (_, other) in zip(
+        found.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        assert ours.dtype == other.dtype, name
+        assert torch.equal(ours, other), name
+
+
 def test_a_module_is_put_on_a_shelf_as_it_is(in_files: None) -> None:
     network = seeded(Mlp)
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
@@ -103,6 +132,24 @@ def test_a_full_disk_is_told(in_files: None, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match=r"No space left on device; .*set TMPDIR"):
         Shelf().zeros((8,))
+
+
+def test_what_gradients_need_is_in_files(in_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def probing(*arguments: Any) -> tuple[Tensor, int]:
+        found.append(mapped_bytes())
+        return probe(*arguments)
+
+    monkeypatch.setattr(calibrating, "probe", probing)
+    network, batch = seeded(Mlp), {"x": torch.randn(2048, 64)}
+    sites = discover(network, batch)
+    before = mapped_bytes()
+    calibrate(network, sites, [batch], "mse")
+    inputs, kept_by_relu = 2048 * (64 + 96) * 4, 2048 * 96 * 4
+    assert found[0] - before >= inputs + kept_by_relu
+    gc.collect()
+    assert mapped_bytes() == before
 
 
 def test_the_file_is_the_same_wherever_tensors_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from svd2onnx import sweep as sweeping
 from svd2onnx.cli import main
 from svd2onnx.errors import OutputError, PlanError
 from svd2onnx.settings import Settings
+from svd2onnx.study import Study
 from svd2onnx.sweep import sweep
 from svd2onnx.sweep_points import Point, Setting, Sweep, wanted
 
@@ -70,7 +70,7 @@ def test_what_is_there_is_not_measured_again(
         measured.append(setting)
         return Point(setting, file_bytes=1)
 
-    monkeypatch.setattr(sweeping._Study, "point", point)
+    monkeypatch.setattr(Study, "point", point)
     more = Setting("svd", 8, 0.4)
     second = sweep(source, folder, [*POINTS, more], SETTINGS)
     assert measured == [more]

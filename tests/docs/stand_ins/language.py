@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from svd2onnx.decoder import WithPast
+
 objective = "kl"
 dynamic_shapes = {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask")}
 
@@ -18,6 +20,38 @@ class Network(nn.Module):
     def forward(self, input_ids, attention_mask):
         words = self.words(input_ids) * attention_mask[..., None]
         return self.head(self.norm(words + self.down(torch.relu(self.up(words)))))
+
+
+class Remembering(WithPast):
+    """Keeps the tokens as keys and values of one head."""
+
+    def forward(self, input_ids, attention_mask, past_key_values):
+        new = input_ids[:, None, :, None].float()
+        present = [tuple(torch.cat([old, new], 2) for old in pair) for pair in past_key_values]
+        return self.decoder(input_ids, attention_mask[:, -input_ids.shape[1] :]), present
+
+    def past(self, batch, length):
+        return [(torch.zeros(batch, 1, length, 1), torch.zeros(batch, 1, length, 1))]
+
+
+class Bytes:
+    """A tokenizer."""
+
+    eos_token_id = 0
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+def with_past(network):
+    return Remembering(network)
+
+
+def tokenizer(weights=None):
+    return Bytes()
 
 
 def build(weights=None, random_weights=False):

@@ -1,0 +1,101 @@
+"""One compression in a process of its own, with the time of each stage and the memory that it took.
+
+    python -m benchmarks.stages SOURCE OUTPUT '{"method": "auto", ...}'
+
+prints a JSON record; the settings are those of ``svd2onnx.settings.Settings``, but for paths, which are text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_STATUS = Path("/proc/self/status")
+_LOOK = 0.1  # seconds between two looks at the memory
+OTHER = "other"
+"""The stage of what no stage tells of: reading the network, solving for the plan, exporting in float32."""
+
+
+class Stages:
+    """A ``Track`` that adds up the seconds of each description; a stage within a stage counts for itself."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stack, self._since = [OTHER], time.perf_counter()
+
+    def __call__(self, sequence: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        self._enter(description)
+        try:
+            yield from sequence
+        finally:
+            self.settle()
+            self._stack.pop()
+
+    def settle(self) -> None:
+        """Give the stage that goes on the time that has passed."""
+        now = time.perf_counter()
+        stage = self._stack[-1]
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+    def _enter(self, description: str) -> None:
+        self.settle()
+        self._stack.append(description)
+
+
+class MemoryPeak:
+    """The most memory that this process held, in bytes, since it was made; 0 where nothing tells.
+
+    ``own`` is what it alone could give back. ``mapped`` counts pages of files besides, which the system drops
+    when it needs the room.
+    """
+
+    def __init__(self) -> None:
+        self.own = self.mapped = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError, KeyError):
+            while True:
+                fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+                self.own = max(self.own, _bytes(fields["RssAnon"]))
+                self.mapped = max(self.mapped, _bytes(fields["VmRSS"]))
+                time.sleep(_LOOK)
+
+
+def _bytes(field: str) -> int:
+    return int(field.split()[0]) * 1024
+
+
+def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
+    """Compress and print the record."""
+    memory, stages = MemoryPeak(), Stages()
+    from svd2onnx.pipeline import compress_export
+    from svd2onnx.settings import Settings
+
+    calibration = settings.pop("calibration", None)
+    chosen = Settings(**settings, calibration=Path(calibration) if calibration else None)
+    report = compress_export(source, output, chosen, track=stages)
+    stages.settle()
+    record = {
+        "seconds": sum(stages.seconds.values()),
+        "stages": stages.seconds,
+        "own_bytes": memory.own,
+        "mapped_bytes": memory.mapped,
+        "float_bytes": report.float_bytes,
+        "file_bytes": report.file_bytes,
+        "layers": sum(layer.form != "float" for layer in report.layers),
+        "strict_relative_error": report.strict_relative_error,
+    }
+    sys.stdout.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

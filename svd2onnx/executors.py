@@ -1,0 +1,192 @@
+"""Where pieces of work are done: joblib's backends, entered for a whole run.
+
+    threads      of this process; nothing is copied
+    processes    of this machine (loky): a task and its result are copied
+    ray          of a Ray cluster: the one at RAY_ADDRESS, or a new one on this machine
+
+What is done there is ``workers``' matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import torch
+from joblib.externals.loky import get_reusable_executor
+
+from svd2onnx.errors import ExecutorError
+
+THREADS, PROCESSES, RAY = "threads", "processes", "ray"
+_SHARE = 0.5
+"""Of a core that a worker asks Ray for: all find room, though Ray counts a lost machine for a while."""
+
+
+_ANSWERS_S = 30.0
+"""Seconds that a cluster may take to answer at all."""
+_TRACKERS = (
+    "multiprocessing.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+    "joblib.externals.loky.backend.stdlib_py314_resource_tracker",
+)
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A backend of joblib with its ``options``; ``cores`` counts those that it has at the moment."""
+
+    name: str
+    backend: str
+    cores: Callable[[], int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether workers see the memory of this process."""
+        return self.name == THREADS
+
+
+_in_threads = Executor(THREADS, "threading", torch.get_num_threads)
+_current: ContextVar[Executor] = ContextVar("executor", default=_in_threads)
+
+
+def current() -> Executor:
+    """The one that was entered last; threads where none was."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def executor(name: str) -> Iterator[None]:
+    """Let what is done in the block be done by ``name``: "threads", "processes" or "ray".
+
+    Raises:
+        ExecutorError: there is none of that name, or Ray is missing or cannot be reached.
+    """
+    kinds = {THREADS: _threads, PROCESSES: _processes, RAY: _ray}
+    if name not in kinds:
+        raise ExecutorError(f"the executor must be one of {tuple(kinds)}, not {name!r}")
+    with kinds[name]() as entered:
+        before = _current.set(entered)
+        try:
+            yield
+        finally:
+            _current.reset(before)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether a worker ended in the middle of a task: killed, out of memory, or its machine is gone."""
+    if isinstance(error, BrokenProcessPool):
+        return True
+    ray = sys.modules.get("ray")
+    return (
+        ray is not None
+        and isinstance(error, ray.exceptions.RayError)
+        and not isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RaySystemError)
+    )
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[Executor]:
+    yield _in_threads
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[Executor]:
+    is_done = False
+    _silence_trackers()
+    try:
+        # Arrays are not to be mapped: joblib would keep those of all tasks in memory until the last is done.
+        options = {"initializer": _prepare_worker, "max_nbytes": None}
+        yield Executor(PROCESSES, "loky", joblib.cpu_count, options)
+        is_done = True
+    finally:
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=not is_done)
+
+
+def _prepare_worker() -> None:
+    """The parent ends its workers: Ctrl-C, which a terminal sends to them too, is not for them to tell of."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a model file prints has been printed by the parent, whose stdout may be for the result alone.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[Executor]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        from ray.util.joblib.ray_backend import RayBackend
+    except ImportError as error:
+        raise ExecutorError(
+            f"--executor ray needs Ray ({error}): pip install 'svd2onnx[ray]', here and on every machine of "
+            "the cluster"
+        ) from error
+
+    class Backend(RayBackend):  # type: ignore[misc]
+        """Ray's, which inherits from one of processes that no generator may outlive; its own may be."""
+
+        supports_return_generator = True
+
+    joblib.register_parallel_backend("svd2onnx-ray", Backend)
+
+    def cores() -> int:
+        return int(ray.cluster_resources().get("CPU", 0))
+
+    mine = not ray.is_initialized()
+    _silence_trackers()
+    try:
+        if mine:
+            _connect(ray)
+        yield Executor(RAY, "svd2onnx-ray", cores, {"ray_remote_args": {"num_cpus": _SHARE}})
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _silence_trackers() -> None:
+    """What an interrupted run leaves to the processes that clear up after it is not worth a warning."""
+    filters = [os.environ.get("PYTHONWARNINGS"), *(f"ignore::UserWarning:{module}" for module in _TRACKERS)]
+    os.environ["PYTHONWARNINGS"] = ",".join(own for own in filters if own)
+
+
+def _connect(ray: Any) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one here."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    own = {} if address else {"include_dashboard": False}
+    try:
+        if named := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):
+            # Ray itself ends the process where nobody answers.
+            socket.create_connection((named[1], int(named[2])), timeout=_ANSWERS_S).close()
+        with _signals_kept():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        where = f"cannot join the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start"
+        raise ExecutorError(
+            f"{where}: {line}; `ray status` tells of a cluster, whose Ray and Python must be those of here"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and a run would no longer unwind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
