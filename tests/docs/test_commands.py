@@ -113,7 +113,10 @@ OPTIONS = {
     for option in (*parameter.opts, *parameter.secondary_opts, "--help")
 }
 # Of the other programs that the documents name.
-OTHERS = {"--no-deps", "--max-bytes", "--max-dim", "--ignore-scripts", "--batches", "--fresh", "--only"}
+OTHERS = {
+    *("--no-deps", "--no-index", "--max-bytes", "--max-dim", "--ignore-scripts", "--batches", "--fresh"),
+    *("--only", "--devices"),
+}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
