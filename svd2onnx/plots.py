@@ -13,6 +13,9 @@ from svd2onnx.inspection import LayerInspection
 from svd2onnx.sweep_points import Point, Sweep
 from svd2onnx_runtime import BenchResult
 
+_WIDE = 100
+"""Values of a sweep that differ by a larger factor, as perplexities do, are drawn by their logarithms."""
+
 
 def pyplot() -> Any:
     """The module ``matplotlib.pyplot``, drawing to files.
@@ -75,8 +78,10 @@ def draw_sweep(sweep: Sweep, path: Path, metric: str | None = None) -> None:
     for point in sweep.points:
         if not point.failure:
             curves[point.setting.curve].append(point)
+    heights: list[float] = []
     for i, (name, points) in enumerate(curves.items()):
         x, y, spread = _curve(points, metric)
+        heights += y
         series, color = points[0].setting.series, f"C{i}"
         if series == "float":
             axes.axhline(y[0], color="gray", linewidth=1, label=f"float32, {x[0]:.1f} MB")
@@ -86,6 +91,8 @@ def draw_sweep(sweep: Sweep, path: Path, metric: str | None = None) -> None:
             style = "--" if series == "svd" else "-"
             axes.errorbar(x, y, spread, linestyle=style, marker=".", capsize=3, color=color, label=name)
     axes.set_xscale("log")
+    if min(heights, default=0.0) > 0 and max(heights) > _WIDE * min(heights):
+        axes.set_yscale("log")
     for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         formatter("{x:g}")
     axes.set_xlabel("file, MB")
