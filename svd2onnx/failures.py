@@ -28,6 +28,11 @@ def refusal(error: BaseException) -> str | None:
                 "out of memory on the GPU: use --device cpu, or ask for less there: smaller batches in "
                 "inputs(split), or nothing else on that GPU; nothing was written"
             )
+        if type(cause).__name__ == "_LinAlgError":
+            return (
+                "a weight cannot be decomposed, most likely because its values are not finite or too large to "
+                "square: check the file, or leave its layer out with --exclude; nothing was written"
+            )
         if isinstance(cause, MemoryError) or _says(cause, *_NO_MEMORY):
             return (
                 "out of memory: free some, or ask for less: fewer --calibration-samples, smaller batches in "
