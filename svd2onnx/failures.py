@@ -30,8 +30,8 @@ def refusal(error: BaseException) -> str | None:
             )
         if type(cause).__name__ == "_LinAlgError":
             return (
-                "a weight cannot be decomposed, most likely because its values are not finite or too large to "
-                "square: check the file, or leave its layer out with --exclude; nothing was written"
+                "a weight cannot be decomposed, most likely because its values are not finite or too large "
+                "to square: check the file, or leave its layer out with --exclude; nothing was written"
             )
         if isinstance(cause, MemoryError) or _says(cause, *_NO_MEMORY):
             return (
