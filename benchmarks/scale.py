@@ -37,11 +37,15 @@ SIZES = {  # hidden, intermediate, layers, heads
 
 @dataclass(frozen=True)
 class Scaled:
-    """One size: what it is, and what compressing it took. ``stages`` are seconds; the bytes are peaks."""
+    """One size: what it is, and what compressing it took. ``stages`` are seconds; the bytes are peaks.
+
+    The seconds of all processors depend less on what else the machine does.
+    """
 
     size: str
     parameters: int
     seconds: float
+    processor_seconds: float
     stages: dict[str, float]
     own_bytes: int
     mapped_bytes: int
@@ -131,6 +135,7 @@ def markdown(rows: Sequence[Scaled]) -> str:
     rows = sorted(rows, key=lambda row: row.parameters)
     columns = {
         "seconds": [row.seconds for row in rows],
+        "of processors": [row.processor_seconds for row in rows],
         "own memory, GB": [row.own_bytes / 1e9 for row in rows],
         "with mapped files, GB": [row.mapped_bytes / 1e9 for row in rows],
     }

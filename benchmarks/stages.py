@@ -86,6 +86,7 @@ def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     stages.settle()
     record = {
         "seconds": sum(stages.seconds.values()),
+        "processor_seconds": time.process_time(),
         "stages": stages.seconds,
         "own_bytes": memory.own,
         "mapped_bytes": memory.mapped,

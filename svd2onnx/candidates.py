@@ -27,6 +27,7 @@ from svd2onnx.layers import weight_of
 from svd2onnx.once import Once, anew
 from svd2onnx.planner import fitting_spec
 from svd2onnx.progress import Track, silent
+from svd2onnx.promising import realize_promising
 from svd2onnx.realize import realize_forms, realize_table
 from svd2onnx.schema import BITS, CompressedLayer, LayerForm, LayerSite, QuantSpec
 from svd2onnx.score import ErrorPredictor, RelativeChange
@@ -42,7 +43,7 @@ _PAIR_LIMIT = 0.85
 _LARGE = 2048
 _SWEEPS = 1
 """Of the descent: enough to compare forms; what is chosen is rounded with more care."""
-_TOGETHER = 1 << 25
+_TOGETHER = 1 << 26
 _MOST_OUTPUTS = 8192
 """A weight with more is a vocabulary's projection: of full rank, and slow to decompose."""
 
@@ -69,6 +70,7 @@ def candidates(
     track: Track = silent,
     once: Once = anew,
     device: torch.device = CPU,
+    only_promising: bool = True,
 ) -> dict[str, list[Candidate]]:
     """The priced candidates of every usable site, by its name.
 
@@ -83,6 +85,8 @@ def candidates(
         track: shows the progress.
         once: may know prices from an earlier run.
         device: where they are computed.
+        only_promising: leave out low-rank forms that no plan for a size or a fidelity would choose. One for
+            a latency might: they may be faster than what has fewer bytes.
     """
     usable = [site for site in sites if site.skip_reason is None]
 
@@ -94,10 +98,17 @@ def candidates(
     results = finished_once(
         once,
         "prices",
-        lambda site: (site.name, least(site), kinds),
+        lambda site: (site.name, least(site), kinds, only_promising),
         _priced,
         usable,
-        lambda site: (weight_of(model, site), site, statistics.get(site.name), least(site), kinds),
+        lambda site: (
+            weight_of(model, site),
+            site,
+            statistics.get(site.name),
+            least(site),
+            kinds,
+            only_promising,
+        ),
         device,
     )
     menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
@@ -118,7 +129,11 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
 
 
 def priced(
-    weight: Tensor, site: LayerSite, statistics: LayerStatistics | None, forms: Sequence[LayerForm]
+    weight: Tensor,
+    site: LayerSite,
+    statistics: LayerStatistics | None,
+    forms: Sequence[LayerForm],
+    only_promising: bool = False,
 ) -> tuple[list[Candidate], list[CompressedLayer]]:
     """One site in each of ``forms``, priced as ``candidates`` says, and what is stored then."""
     predict: Predictor = RelativeChange(weight)
@@ -127,9 +142,11 @@ def priced(
     if site.kind == "embedding":
         layers = [realize_table(weight, form) for form in forms]
     else:
-        layers = list(realize_forms(weight, forms, statistics, _SWEEPS))
+        made = realize_promising if only_promising else realize_forms
+        layers = list(made(weight, forms, statistics, _SWEEPS))
     errors = _errors(predict, weight, layers)
     sizes = [layer.stored_bytes * site.copies for layer in layers]
+    forms = [layer.form for layer in layers]
     return [Candidate(*one) for one in zip(forms, sizes, errors, strict=True)], layers
 
 
@@ -139,8 +156,9 @@ def _priced(
     statistics: LayerStatistics | None,
     dropped: float,
     activations: Sequence[str],
+    only_promising: bool,
 ) -> list[Candidate]:
-    found, layers = priced(weight, site, statistics, forms_of(site))
+    found, layers = priced(weight, site, statistics, forms_of(site), only_promising)
     if found and found[-1].form == LayerForm():
         found[-1] = replace(found[-1], error=max(found[-1].error, dropped))
     whole = Candidate(None, site.float_bytes, 0.0)

@@ -60,7 +60,7 @@ def choose_goal(
         return lambda _allowed: GivenPlan(given)
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
-    menu = priced_menu(prepared, statistics, judging, activations, track, once)
+    menu = priced_menu(prepared, statistics, judging, activations, track, once, only_promising=clock is None)
     if clock is not None:
         menu = clock.timed(menu)
     if settings.min_fidelity is not None:
@@ -104,11 +104,12 @@ def priced_menu(
     activations: Sequence[str],
     track: Track,
     once: Once = anew,
+    only_promising: bool = True,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
     dropped = once("dropped", (), lambda: _dropped(prepared, statistics, judging, track))
     model, sites, device = prepared.model, prepared.sites, prepared.device
-    return candidates(model, sites, statistics, dropped, activations, track, once, device)
+    return candidates(model, sites, statistics, dropped, activations, track, once, device, only_promising)
 
 
 def _dropped(

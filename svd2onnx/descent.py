@@ -48,10 +48,10 @@ def descend(
     codes, steps = (tensor.permute(2, 1, 0).contiguous() for tensor in (codes, steps))
     low, high = limits.T.contiguous()
     own, curvature = outputs.diagonal().unsqueeze(1), inputs.diagonal()
-    parts = [torch.arange(part, rows, _PARTS, device=weight.device) for part in range(min(_PARTS, rows))]
+    parts = [slice(part, rows, _PARTS) for part in range(min(_PARTS, rows))]
     sides = [outputs[part] for part in parts]
     still = weight.new_zeros(settings)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         for start in range(0, columns, _COLUMNS):
             end = min(start + _COLUMNS, columns)
             active = (still * _STILL < columns).float()
@@ -75,12 +75,13 @@ def descend(
             still = torch.where(moves, torch.zeros_like(still), still + (end - start))
             still[active == 0] = columns
             if bool(moves.any()):
-                gradient += (inputs[start:end].T @ moved.flatten(1)).reshape(gradient.shape)
+                first = 0 if sweep + 1 < sweeps else end  # no sweep comes back to those before
+                gradient[first:].flatten(1).addmm_(inputs[start:end, first:].T, moved.flatten(1))
     return codes.permute(2, 1, 0).contiguous()
 
 
 def _accepted(
-    move: Tensor, slope: Tensor, curvature: Tensor, own: Tensor, side: Tensor, part: Tensor
+    move: Tensor, slope: Tensor, curvature: Tensor, own: Tensor, side: Tensor, part: slice
 ) -> tuple[Tensor, Tensor]:
     """The part of ``move`` [rows of the part, settings] that lowers the objective, and G times it."""
     effect = _effect(side, move)

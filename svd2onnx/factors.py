@@ -40,6 +40,25 @@ class Target:
         """W H."""
         return times(self.weight, self.curvature.inputs32)
 
+    @functools.cached_property
+    def loss(self) -> float:
+        """What it costs to leave the weight out."""
+        outputs = self.curvature.outputs
+        sided = self.weight if outputs is None else outputs @ self.weight
+        return float((sided * self.weighted).sum(dtype=torch.float64))
+
+    def loss_with(self, left: Tensor, right: Tensor) -> float:
+        """``Curvature.loss`` of the weight less the product of a pair, which is not made for it."""
+        outputs = self.curvature.outputs
+        sided = left.T if outputs is None else left.T @ outputs
+        crossed = (sided @ self.weighted * right).sum(dtype=torch.float64)
+        within = ((sided @ left) * (times(right, self.curvature.inputs32) @ right.T)).sum(dtype=torch.float64)
+        return self.loss + float(within - 2 * crossed)
+
+    def left_by(self, factors: Factorization) -> float:
+        """The least loss of any pair of this rank: that of ``factors``, the best ones (Eckart and Young)."""
+        return self.loss - float(factors.energies.sum())
+
 
 def quantized_pair(
     target: Target, factors: Factorization, spec: QuantSpec
@@ -68,15 +87,21 @@ class Corrections:
     """Dense terms of one weight, each with a low-rank correction.
 
     Args:
-        weight: [out, in].
-        curvature: what errors count.
-        weighting: its roots.
+        target: the weight, and what errors count.
+        weighting: the roots of that.
         most: the largest rank that will be asked for: smaller ones begin with a part of its factors.
     """
 
-    def __init__(self, weight: Tensor, curvature: Curvature, weighting: Weighting, most: int) -> None:
-        self._weight, self._curvature, self._weighting, self._most = weight, curvature, weighting, most
+    def __init__(self, target: Target, weighting: Weighting, most: int) -> None:
+        self._weight, self._curvature = target.weight, target.curvature
+        self._weighting, self._most = weighting, most
         self._starts: dict[QuantSpec, tuple[QuantizedTensor, Target, Factorization]] = {}
+
+    def least_loss(self, form: LayerForm) -> float:
+        """Of the first turn, with the pair not rounded: further turns hardly make up for its rounding."""
+        assert form.dense is not None
+        _, rest, factors = self._start(form.dense)
+        return rest.left_by(factors.truncate(form.rank))
 
     def quantized(self, form: LayerForm) -> tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor]:
         """(dense, left, right) of ``form``: the best of the turns."""
@@ -92,7 +117,7 @@ class Corrections:
                 factors = self._weighting.factorize(rest.weight, form.rank)
             left, right = quantized_pair(rest, factors.truncate(form.rank), form.factors)
             product = left.dequantize() @ right.dequantize()
-            loss = _loss(rest.weight - product, self._curvature)
+            loss = self._curvature.loss(rest.weight - product)
             if loss < least:
                 best, least = (dense, left, right), loss
         assert best is not None
@@ -110,12 +135,6 @@ class Corrections:
         # The pair answers for what the outputs' side asks, so this needs no descent.
         (dense,) = round_second_order(goal, [spec], self._curvature, sweeps=0)
         return dense, Target(self._weight - dense.dequantize(), self._curvature)
-
-
-def _loss(change: Tensor, curvature: Curvature) -> float:
-    """tr(G D H D^T)."""
-    sided = change if curvature.outputs is None else curvature.outputs @ change
-    return float((sided * times(change, curvature.inputs32)).sum(dtype=torch.float64))
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

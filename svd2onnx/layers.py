@@ -32,6 +32,8 @@ KINDS: dict[type[nn.Module], str] = {
 SMALLEST_WEIGHT = {"linear": 4096, "embedding": 4096, "convolution": 512}
 """Weights with fewer elements stay float: the nodes that store them outweigh the bytes, and a fused kernel of
 its own costs time, which convolutions, whose weights are made at load, do not need."""
+LARGEST_WEIGHT = 1e15
+"""Sums of squares of larger ones leave float32, and no network that was trained has them."""
 
 
 def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]:
@@ -42,9 +44,10 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
         example: the forward's arguments by name.
 
     Raises:
-        SourceError: a parameter or buffer holds a NaN or an infinity, or the network does not run.
+        SourceError: a parameter or buffer holds a NaN or an infinity, or a parameter is too large to square,
+            or the network does not run.
     """
-    _check_finite(model)
+    _check_values(model)
     calls = _count_calls(model, example)
     groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -189,11 +192,18 @@ def _count_calls(model: nn.Module, example: Mapping[str, Tensor]) -> Counter[str
     return counts
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise SourceError(
                 f"the tensor {name!r} holds {bad} NaN or infinite values of {tensor.numel()}; "
                 "finite weights are needed: repair or retrain the network"
+            )
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
+        if largest > LARGEST_WEIGHT:
+            raise SourceError(
+                f"the parameter {name!r} holds a value of magnitude {largest:.3g}; expected at most "
+                f"{LARGEST_WEIGHT:g}, as squares overflow float32: repair or retrain the network"
             )

@@ -41,13 +41,17 @@ _OVERSAMPLING, _POWERS = 32, 4
 
 @dataclass(frozen=True)
 class Factorization:
-    """Float factors of full rank r: ``left`` [out, r] and ``right`` [r, in], strongest first."""
+    """Float factors of full rank r: ``left`` [out, r] and ``right`` [r, in], strongest first.
+
+    ``energies`` [r] are the squared singular values: how much of the squared error each rank saves.
+    """
 
     left: Tensor
     right: Tensor
+    energies: Tensor
 
     def truncate(self, rank: int) -> Factorization:
-        return Factorization(self.left[:, :rank], self.right[:rank])
+        return Factorization(self.left[:, :rank], self.right[:rank], self.energies[:rank])
 
     def quantize(self, spec: QuantSpec) -> tuple[QuantizedTensor, QuantizedTensor]:
         """Both factors rounded to ``spec``: (left, right)."""
@@ -61,7 +65,7 @@ def factorize(weight: Tensor) -> Factorization:
     sum of the dropped squared singular values (Eckart and Young).
     """
     left, right = _svd(weight.double())
-    return Factorization(left.float(), right.float())
+    return Factorization(left.float(), right.float(), _energies(right))
 
 
 Decompose = Callable[[Tensor], Factorization]
@@ -108,11 +112,12 @@ class Weighting:
             weighted = self._outputs.to(dtype).T @ weighted
         left, right = _leading(weighted, rank) if leads and rank else _svd(weighted)
         left, right = left[:, :rank], right[:rank]
+        energies = _energies(right)
         if self._outputs is not None:
             left = over(left.T, self._outputs.to(dtype)).T
         size = left.square().mean(dim=0).sqrt().clamp_min(torch.finfo(dtype).tiny)
         right = size.unsqueeze(1) * over(right, inputs)
-        return Factorization((left / size).float(), right.float())
+        return Factorization((left / size).float(), right.float(), energies)
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +149,11 @@ def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
     left, right = _svd(basis.T @ matrix)
     return _signed(basis @ left[:, :rank], right[:rank])
+
+
+def _energies(right: Tensor) -> Tensor:
+    """Float64 [r], of S V^T."""
+    return right.double().square().sum(dim=1)
 
 
 def _signed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from torch.nn import functional
 from svd2onnx.scales import ScaleGrid
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
+_TOGETHER = 1 << 16
+"""Weights whose scales are searched for at a time."""
 _SHRINKS = {
     8: (1.03, 1.015, 1.0, 0.985, 0.97, 0.95),  # above 1, lest rounding the scale clips
     4: tuple(1.0 - 0.05 * i for i in range(10)),
@@ -56,17 +58,28 @@ def search_steps(
 
     The steps are float32 [rows, blocks] and none is 0: an all-zero block has exact zeros under any.
     """
-    low, high = spec.code_range
+    _, high = spec.code_range
     blocks = _to_blocks(weight.float(), spec.block_size)
     if importance is None:
         cost = blocks.new_ones(1, *blocks.shape[1:])
     else:
         cost = _to_blocks(importance.float().reshape(1, -1), spec.block_size)
     limit = blocks.abs().amax(dim=-1)
+    grid = ScaleGrid.covering(limit / high)
+    # Some rows at a time stay in the processor's cache, which is several times quicker.
+    together = max(1, _TOGETHER // max(1, weight.shape[1]))
+    rows = [slice(start, start + together) for start in range(0, len(blocks), together)]
+    best = [_searched(blocks[some], cost, grid.of(some), spec) for some in rows]
+    return torch.cat(best) if best else limit, grid
+
+
+def _searched(blocks: Tensor, cost: Tensor, grid: ScaleGrid, spec: QuantSpec) -> Tensor:
+    """The best steps [rows, blocks] on ``grid``."""
+    low, high = spec.code_range
+    limit = blocks.abs().amax(dim=-1)
     extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
     # The side with one more code belongs to the block's extreme weight; the other sign is tried too.
     outward = -torch.sign(extreme)
-    grid = ScaleGrid.covering(limit / high)
     # Where squared errors overflow float32, none is better than another: keep the whole range.
     best = grid.round(outward * limit / -low)
     best_error = torch.full_like(limit, torch.inf)
@@ -79,7 +92,7 @@ def search_steps(
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best = torch.where(better, steps, best)
-    return best, grid
+    return best
 
 
 def _to_blocks(matrix: Tensor, block_size: int) -> Tensor:

@@ -90,47 +90,77 @@ def realize_forms(
     statistics: LayerStatistics | None,
     sweeps: int = SWEEPS,
 ) -> Iterator[CompressedLayer]:
-    """The stored tensors of a weight [out, in] that multiplies, in each of ``forms``, in their order.
+    """The stored tensors of a weight [out, in] that multiplies, in each of ``forms``, in their order."""
+    realizer = Realizer(weight, forms, statistics, sweeps)
+    return (realizer.layer(form) for form in forms)
+
+
+class Realizer:
+    """Makes the stored tensors of one weight [out, in] that multiplies.
 
     Dense forms share passes of rounding, and pairs one decomposition. Without statistics of the inputs,
     all are equal and independent.
+
+    Args:
+        weight: [out, in].
+        forms: those that will be asked for, dense ones in this order.
+        statistics: of its inputs and outputs.
+        sweeps: see ``round_second_order``.
     """
-    curvature = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
-    dense = iter(_rounded(weight, [f.dense for f in forms if f.dense and not f.factors], curvature, sweeps))
-    lowrank = _LowRank(weight, forms, curvature or Curvature.identity(weight.shape[1]))
-    for form in forms:
-        layer = CompressedLayer(_shape(weight))
-        if form.dense and form.factors:
-            term, left, right = lowrank.corrections.quantized(form)
-            layer = replace(layer, dense=term, left=left, right=right)
-        elif form.factors:
-            left, right = quantized_pair(lowrank.target, lowrank.factors.truncate(form.rank), form.factors)
-            layer = replace(layer, left=left, right=right)
-        elif form.dense:
-            layer = replace(layer, dense=next(dense))
-        yield _with_shift(layer, weight, statistics)
 
-
-class _LowRank:
-    """What the low-rank forms of one weight share, made when it is needed."""
-
-    def __init__(self, weight: Tensor, forms: Sequence[LayerForm], curvature: Curvature) -> None:
-        self._curvature, self.target = curvature, Target(weight, curvature)
+    def __init__(
+        self,
+        weight: Tensor,
+        forms: Sequence[LayerForm],
+        statistics: LayerStatistics | None,
+        sweeps: int = SWEEPS,
+    ) -> None:
+        self.shape = _shape(weight)
+        self._statistics = statistics
+        known = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
+        self._dense = _rounded(weight, [f.dense for f in forms if f.dense and not f.factors], known, sweeps)
+        self._target = Target(weight, known or Curvature.identity(weight.shape[1]))
         self._largest_pair = max((form.rank for form in forms if not form.dense), default=0)
         self._largest_correction = max((form.rank for form in forms if form.dense), default=0)
 
+    def layer(self, form: LayerForm) -> CompressedLayer:
+        """What is stored of it in ``form``."""
+        layer = CompressedLayer(self.shape)
+        if form.dense and form.factors:
+            term, left, right = self._corrections.quantized(form)
+            layer = replace(layer, dense=term, left=left, right=right)
+        elif form.factors:
+            left, right = quantized_pair(self._target, self._factors.truncate(form.rank), form.factors)
+            layer = replace(layer, left=left, right=right)
+        elif form.dense:
+            layer = replace(layer, dense=next(self._dense))
+        return _with_shift(layer, self._target.weight, self._statistics)
+
+    def loss(self, layer: CompressedLayer) -> float:
+        """What rounding minimises, of a layer that was made here (``Curvature.loss``)."""
+        if not layer.form.specs:
+            return self._target.loss
+        if layer.left and layer.right and not layer.dense:
+            return self._target.loss_with(layer.left.dequantize(), layer.right.dequantize())
+        return self._target.curvature.loss(self._target.weight - layer.weight())
+
+    def least_loss(self, form: LayerForm) -> float:
+        """What hardly any rounding of the factors of ``form`` goes below."""
+        if form.dense:
+            return self._corrections.least_loss(form)
+        return self._target.left_by(self._factors.truncate(form.rank))
+
     @cached_property
     def _weighting(self) -> Weighting:
-        return Weighting(self._curvature.inputs, self._curvature.outputs)
+        return Weighting(self._target.curvature.inputs, self._target.curvature.outputs)
 
     @cached_property
-    def factors(self) -> Factorization:
-        return self._weighting.factorize(self.target.weight, self._largest_pair)
+    def _factors(self) -> Factorization:
+        return self._weighting.factorize(self._target.weight, self._largest_pair)
 
     @cached_property
-    def corrections(self) -> Corrections:
-        most = self._largest_correction
-        return Corrections(self.target.weight, self._curvature, self._weighting, most)
+    def _corrections(self) -> Corrections:
+        return Corrections(self._target, self._weighting, self._largest_correction)
 
 
 def realize_article(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from svd2onnx.descent import descend
 from svd2onnx.layer_statistics import LayerStatistics
-from svd2onnx.moments import WIDEST, damp, diagonal, unit_mean
+from svd2onnx.moments import WIDEST, damp, diagonal, times, unit_mean
 from svd2onnx.quantize import quantize, search_steps
 from svd2onnx.schema import QuantizedTensor, QuantSpec
 
@@ -64,6 +64,11 @@ class Curvature:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.inputs[self.order][:, self.order]))
         spread: Tensor = torch.linalg.cholesky(inverse, upper=True)
         return spread.float()
+
+    def loss(self, change: Tensor) -> float:
+        """tr(G D H D^T) of the change D [out, in] of a weight."""
+        sided = change if self.outputs is None else self.outputs @ change
+        return float((sided * times(change, self.inputs32)).sum(dtype=torch.float64))
 
     @classmethod
     def of(cls, statistics: LayerStatistics, damping: float = _DAMPING) -> Curvature:

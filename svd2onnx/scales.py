@@ -58,6 +58,12 @@ class ScaleGrid:
         fits = bool(used.max() < limit and used.median() * 0.25 > smallest)
         return cls(torch.float16 if fits else torch.float32)
 
+    def of(self, rows: slice) -> ScaleGrid:
+        """The grid of some rows."""
+        if self.unit is None or len(self.unit) == 1:
+            return self
+        return ScaleGrid(self.dtype, self.unit[rows])
+
     def store(self, steps: Tensor) -> Tensor:
         """``steps`` [rows, blocks] as scales of ``dtype``, rounded to nearest."""
         if self.unit is None:

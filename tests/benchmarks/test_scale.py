@@ -27,12 +27,24 @@ def test_a_stage_within_a_stage_counts_for_itself(monkeypatch: pytest.MonkeyPatc
 
 def test_the_table_has_a_row_for_each_size_and_the_exponents() -> None:
     rows = [
-        Scaled("small", 10_000_000, 10.0, {"other": 2.0, "Calibrating": 8.0}, 10**9, 2 * 10**9, 1, 1, 1, 0.0),
-        Scaled("large", 1_000_000_000, 1000.0, {"other": 1000.0}, 10**10, 2 * 10**10, 1, 1, 1, 0.0),
+        Scaled(
+            "small",
+            10_000_000,
+            10.0,
+            15.0,
+            {"other": 2.0, "Calibrating": 8.0},
+            10**9,
+            2 * 10**9,
+            1,
+            1,
+            1,
+            0.0,
+        ),
+        Scaled("large", 1_000_000_000, 1000.0, 1500.0, {"other": 1000.0}, 10**10, 2 * 10**10, 1, 1, 1, 0.0),
     ]
     text = markdown(rows)
-    assert "| small | 10 M | 10.0 | 1.0 | 2.0 |" in text
-    assert "| exponent |  | 1.00 | 0.50 | 0.50 |" in text
+    assert "| small | 10 M | 10.0 | 15.0 | 1.0 | 2.0 |" in text
+    assert "| exponent |  | 1.00 | 1.00 | 0.50 | 0.50 |" in text
     assert "| Calibrating | 8 | 0 |" in text
 
 
@@ -45,6 +57,7 @@ def test_a_size_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 0, result.output
     (row,) = json.loads((tmp_path / "scale.json").read_text())["sizes"]
     assert row["parameters"] == 256 * 64 * 2 + 4 * 64**2 + 3 * 64 * 128 + 3 * 64
+    assert row["processor_seconds"] > 0
     assert row["seconds"] == pytest.approx(sum(row["stages"].values()))
     assert row["stages"].keys() >= {"Calibrating", "Pricing candidates", "Quantizing", "Verifying"}
     assert 0 < row["own_bytes"] <= row["mapped_bytes"]

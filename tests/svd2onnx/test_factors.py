@@ -60,7 +60,7 @@ def test_a_correction_is_better_than_its_dense_term_alone(
     curvature: Curvature, bits: int, share: float
 ) -> None:
     form = LayerForm(QuantSpec(bits, 32), 32, QuantSpec(4, 32))
-    dense, left, right = Corrections(WEIGHT, curvature, weighting_of(curvature), 32).quantized(form)
+    dense, left, right = Corrections(Target(WEIGHT, curvature), weighting_of(curvature), 32).quantized(form)
     assert (dense.spec, left.spec, right.codes.shape[0]) == (form.dense, form.factors, form.rank)
     product = left.dequantize() @ right.dequantize()
     (alone,) = round_second_order(WEIGHT, [QuantSpec(bits, 32)], curvature)
@@ -71,10 +71,10 @@ def test_a_correction_is_better_than_its_dense_term_alone(
 def test_corrections_of_several_ranks_are_as_good_as_each_alone() -> None:
     curvature = CURVATURES["both"]
     weighting = weighting_of(curvature)
-    together = Corrections(WEIGHT, curvature, weighting, 32)
+    together = Corrections(Target(WEIGHT, curvature), weighting, 32)
     for rank in (16, 32):
         form = LayerForm(QuantSpec(2, 32), rank, QuantSpec(4, 16))
-        alone = Corrections(WEIGHT, curvature, weighting, rank)
+        alone = Corrections(Target(WEIGHT, curvature), weighting, rank)
         for ours, other in zip(together.quantized(form), alone.quantized(form), strict=True):
             assert torch.equal(ours.codes, other.codes)
 
@@ -91,6 +91,6 @@ def test_weights_of_lower_rank_than_asked_for_leave_nothing_wrong(bits: int, ran
     size = max(loss(weight, curvature), 1e-12)
     assert loss(weight - left.dequantize() @ right.dequantize(), curvature) <= 0.3 * size
     form = LayerForm(spec, 32, QuantSpec(4, 32))
-    dense, left, right = Corrections(weight, curvature, weighting, 32).quantized(form)
+    dense, left, right = Corrections(Target(weight, curvature), weighting, 32).quantized(form)
     total = dense.dequantize() + left.dequantize() @ right.dequantize()
     assert loss(weight - total, curvature) <= 0.05 * size

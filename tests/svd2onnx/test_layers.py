@@ -159,6 +159,18 @@ def test_weights_that_are_not_finite_are_refused(value: float, tensor: str) -> N
         sites_of(network)
 
 
+def test_weights_that_cannot_be_squared_are_refused() -> None:
+    network = Applied(lambda self, x: self.linear(x), linear=nn.Linear(64, 64))
+    network.linear.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
+    network.linear.weight.data[3, 5] = -1e15
+    sites_of(network)
+    network.linear.weight.data[3, 5] = -1e16
+    with pytest.raises(
+        SourceError, match=r"^the parameter 'linear\.weight' holds a value of magnitude 1e\+16"
+    ):
+        sites_of(network)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_discovery_leaves_no_hook_behind(name: str) -> None:
     network = seeded(NETWORKS[name])
