@@ -7,8 +7,8 @@ prints a JSON record; the settings are those of ``svd2onnx.settings.Settings``, 
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_STATUS = Path("/proc/self/status")
 _LOOK = 0.1  # seconds between two looks at the memory
 OTHER = "other"
 """The stage of what no stage tells of: reading the network, solving for the plan, exporting in float32."""
@@ -51,10 +50,10 @@ class Stages:
 
 
 class MemoryPeak:
-    """The most memory that this process held, in bytes, since it was made; 0 where nothing tells.
+    """The most memory that this process and its workers held, in bytes; 0 where nothing tells.
 
-    ``own`` is what it alone could give back. ``mapped`` counts pages of files besides, which the system drops
-    when it needs the room.
+    ``own`` is what they alone could give back. ``mapped`` counts pages of files besides, which the system
+    drops when it needs the room.
     """
 
     def __init__(self) -> None:
@@ -62,31 +61,58 @@ class MemoryPeak:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        with contextlib.suppress(OSError, KeyError):
-            while True:
-                fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-                self.own = max(self.own, _bytes(fields["RssAnon"]))
-                self.mapped = max(self.mapped, _bytes(fields["VmRSS"]))
-                time.sleep(_LOOK)
+        while Path("/proc").is_dir():
+            held = [_held(process) for process in (os.getpid(), *_descendants(os.getpid()))]
+            self.own = max(self.own, sum(own for own, _ in held))
+            self.mapped = max(self.mapped, sum(mapped for _, mapped in held))
+            time.sleep(_LOOK)
+
+
+def _held(process: int) -> tuple[int, int]:
+    """Own and all resident bytes; none of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return _bytes(fields["RssAnon"]), _bytes(fields["VmRSS"])
+    except (OSError, KeyError):
+        return 0, 0
+
+
+def _descendants(process: int) -> Iterator[int]:
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return
+    for child in map(int, children):
+        yield child
+        yield from _descendants(child)
 
 
 def _bytes(field: str) -> int:
     return int(field.split()[0]) * 1024
 
 
+def _processor_seconds() -> float:
+    """Of this process and of workers that have ended, which is when the system adds theirs."""
+    own = os.times()
+    return own.user + own.system + own.children_user + own.children_system
+
+
 def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     """Compress and print the record."""
     memory, stages = MemoryPeak(), Stages()
+    from svd2onnx.executors import executor
     from svd2onnx.pipeline import compress_export
     from svd2onnx.settings import Settings
 
     calibration = settings.pop("calibration", None)
     chosen = Settings(**settings, calibration=Path(calibration) if calibration else None)
-    report = compress_export(source, output, chosen, track=stages)
+    with executor("auto"):  # as the command does
+        report = compress_export(source, output, chosen, track=stages)
     stages.settle()
     record = {
         "seconds": sum(stages.seconds.values()),
-        "processor_seconds": time.process_time(),
+        "processor_seconds": _processor_seconds(),
         "stages": stages.seconds,
         "own_bytes": memory.own,
         "mapped_bytes": memory.mapped,

@@ -110,6 +110,7 @@ def candidates(
             only_promising,
         ),
         device,
+        lambda site: site.weights,
     )
     menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
     return {site.name: menu[site.name] for site in usable}

@@ -2,6 +2,7 @@
 
     threads      of this process; nothing is copied
     processes    of this machine (loky): a task and its result are copied
+    auto         processes, as many as torch has threads, for much work on layers; threads for all else
     ray          of a Ray cluster: the one at RAY_ADDRESS, or a new one on this machine
 
 What is done there is ``workers``' matter.
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -29,7 +30,10 @@ from joblib.externals.loky import get_reusable_executor
 
 from svd2onnx.errors import ExecutorError
 
-THREADS, PROCESSES, RAY = "threads", "processes", "ray"
+THREADS, PROCESSES, RAY, AUTO = "threads", "processes", "ray", "auto"
+_MUCH = 1 << 22
+"""Weights from which on processes are worth their start: the steps of rounding are so small that threads, of
+which only one has Python at a time, mostly wait for each other."""
 _SHARE = 0.5
 """Of a core that a worker asks Ray for: all find room, though Ray counts a lost machine for a while."""
 
@@ -55,10 +59,27 @@ class Executor:
     @property
     def in_process(self) -> bool:
         """Whether workers see the memory of this process."""
-        return self.name == THREADS
+        return self.name in (THREADS, AUTO)
+
+    def suited(self, weights: int, device: torch.device) -> Executor:
+        """What is to be used for work on so many ``weights``; a GPU is this process's."""
+        if self.name == AUTO and weights >= _MUCH and device.type == "cpu" and self.cores() > 1:
+            return _in_processes
+        return _in_threads if self.name == AUTO else self
+
+
+def _prepare_worker() -> None:
+    """The parent ends its workers: Ctrl-C, which a terminal sends to them too, is not for them to tell of."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a model file prints has been printed by the parent, whose stdout may be for the result alone.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 _in_threads = Executor(THREADS, "threading", torch.get_num_threads)
+# Arrays are not to be mapped: joblib would keep those of all tasks in memory until the last is done.
+_OPTIONS = {"initializer": _prepare_worker, "max_nbytes": None}
+_in_processes = Executor(PROCESSES, "loky", torch.get_num_threads, _OPTIONS)
+_for_work = Executor(AUTO, "threading", torch.get_num_threads)
 _current: ContextVar[Executor] = ContextVar("executor", default=_in_threads)
 
 
@@ -69,12 +90,17 @@ def current() -> Executor:
 
 @contextlib.contextmanager
 def executor(name: str) -> Iterator[None]:
-    """Let what is done in the block be done by ``name``: "threads", "processes" or "ray".
+    """Let what is done in the block be done by ``name``: "threads", "processes", "auto" or "ray".
 
     Raises:
         ExecutorError: there is none of that name, or Ray is missing or cannot be reached.
     """
-    kinds = {THREADS: _threads, PROCESSES: _processes, RAY: _ray}
+    kinds = {
+        THREADS: _threads,
+        PROCESSES: lambda: _processes(replace(_in_processes, cores=joblib.cpu_count)),
+        AUTO: lambda: _processes(_for_work),
+        RAY: _ray,
+    }
     if name not in kinds:
         raise ExecutorError(f"the executor must be one of {tuple(kinds)}, not {name!r}")
     with kinds[name]() as entered:
@@ -103,23 +129,14 @@ def _threads() -> Iterator[Executor]:
 
 
 @contextlib.contextmanager
-def _processes() -> Iterator[Executor]:
+def _processes(entered: Executor) -> Iterator[Executor]:
     is_done = False
     _silence_trackers()
     try:
-        # Arrays are not to be mapped: joblib would keep those of all tasks in memory until the last is done.
-        options = {"initializer": _prepare_worker, "max_nbytes": None}
-        yield Executor(PROCESSES, "loky", joblib.cpu_count, options)
+        yield entered
         is_done = True
     finally:
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=not is_done)
-
-
-def _prepare_worker() -> None:
-    """The parent ends its workers: Ctrl-C, which a terminal sends to them too, is not for them to tell of."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a model file prints has been printed by the parent, whose stdout may be for the result alone.
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 @contextlib.contextmanager

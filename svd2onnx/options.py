@@ -32,8 +32,8 @@ RANDOM_WEIGHTS = click.option(
 )
 EXECUTOR = click.option(
     "--executor",
-    type=click.Choice(["threads", "processes", "ray"]),
-    default="threads",
+    type=click.Choice(["auto", "threads", "processes", "ray"]),
+    default="auto",
     show_default=True,
     help="What works on layers, and on points of a sweep; ray: the cluster at RAY_ADDRESS, or one here.",
 )

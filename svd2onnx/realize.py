@@ -61,6 +61,7 @@ def realize(
         chosen,
         arguments,
         device,
+        lambda site: site.weights,
     )
     shown = track(results, "Quantizing", len(chosen))
     layers = {site.name: _kept(layer, shelf) for site, layer in shown}

@@ -73,6 +73,10 @@ class LayerSite:
     geometry: Geometry | None = None
 
     @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def groups(self) -> int:
         return self.geometry.groups if self.geometry else 1
 

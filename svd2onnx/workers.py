@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from svd2onnx.device import CPU, on
 from svd2onnx.environment import kernels, own_code
 from svd2onnx.errors import ExecutorError
-from svd2onnx.executors import current, is_loss
+from svd2onnx.executors import Executor, current, is_loss
 from svd2onnx.once import Once
 from svd2onnx.self_contained import self_contained
 
@@ -41,6 +41,7 @@ def finished(
     arguments: Callable[[T], tuple[Any, ...]],
     threads: int = 1,
     device: torch.device = CPU,
+    weights: int = 0,
 ) -> Iterator[tuple[T, R]]:
     """Each item with ``work(*arguments(item))``, in the order in which they are done.
 
@@ -55,21 +56,23 @@ def finished(
         device: where pieces are computed, from and to the CPU. On a GPU they come one after the other: a
             thread that starts kernels as fast as Python can is all that it takes, and its memory then need
             only hold one.
+        weights: how many of them are worked on in all.
 
     Raises:
         ExecutorError: workers are lost one after another, or compute otherwise than this process.
     """
     left = dict(enumerate(items))
     losses = 0
+    executor = current().suited(weights, device)
     while left:
         try:
-            for number, result in _results(work, left, arguments, threads, device):
+            for number, result in _results(executor, work, left, arguments, threads, device):
                 item = left.pop(number)
                 losses = 0
                 yield item, result
         except Exception as error:
             if not is_loss(error):
-                raise _explained(error) from error
+                raise _explained(error, executor) from error
             losses += 1
             if losses == _LOSSES:
                 raise ExecutorError(
@@ -87,14 +90,18 @@ def finished_once(
     items: Sequence[T],
     arguments: Callable[[T], tuple[Any, ...]],
     device: torch.device = CPU,
+    weights: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[tuple[T, R]]:
-    """As ``finished``; items whose results ``once`` knows, by ``kind`` and ``key``, come first."""
+    """As ``finished``; items whose results ``once`` knows, by ``kind`` and ``key``, come first.
+
+    ``weights`` tells how many of them an item is.
+    """
     known = [once.knows(kind, key(item)) for item in items]
     for item, is_known in zip(items, known, strict=True):
         if is_known:
             yield item, once(kind, key(item), functools.partial(_made, work, arguments, item, device))
     unknown = [item for item, is_known in zip(items, known, strict=True) if not is_known]
-    for item, result in finished(work, unknown, arguments, device=device):
+    for item, result in finished(work, unknown, arguments, device=device, weights=sum(map(weights, unknown))):
         yield item, once(kind, key(item), functools.partial(_same, result))
 
 
@@ -114,6 +121,7 @@ def _same(result: R) -> R:
 
 
 def _results(
+    executor: Executor,
     work: Callable[..., R],
     items: Mapping[int, T],
     arguments: Callable[[T], tuple[Any, ...]],
@@ -121,7 +129,6 @@ def _results(
     device: torch.device,
 ) -> Iterator[tuple[int, R]]:
     """The number of each item, with its result."""
-    executor = current()
     workers = max(1, executor.cores() // threads) if device == CPU else 1
     ended = threading.Event()
     here = (own_code(), *kernels())
@@ -174,10 +181,10 @@ def _elsewhere(sender: tuple[str, ...], threads: int, number: int, piece: Callab
     return number, self_contained(piece())
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, executor: Executor) -> Exception:
     """``error``, or what it means where a worker on another machine cannot import what it needs."""
     missing = re.search(r"No module named '([\w.]+)'", str(error))
-    if missing is None or current().in_process:
+    if missing is None or executor.in_process:
         return error
     return ExecutorError(
         f"a worker cannot import {missing[1]}: install svd2onnx, of the same version, on every machine "
