@@ -14,9 +14,11 @@ from pathlib import Path
 
 import joblib
 import pytest
+import torch
 
 from svd2onnx.errors import ExecutorError
-from svd2onnx.executors import executor
+from svd2onnx.executors import current, executor
+from svd2onnx.workers import finished
 from tests.svd2onnx.conftest import MODEL_FILE
 from tests.svd2onnx.executor_child import kill_one, made
 from tests.svd2onnx.processes import await_that, contents, descendants, finish, parent_of, start
@@ -104,6 +106,31 @@ def test_an_executor_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ExecutorError, match=r"pip install 'svd2onnx\[ray\]'"), executor("ray"):
         pass
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@several
+def test_auto_starts_processes_for_much_work_alone(two_threads: None) -> None:
+    cpu, much = torch.device("cpu"), 1 << 22
+    with executor("auto"):
+        assert current().in_process
+        assert current().suited(much, cpu).name == "processes"
+        assert current().suited(much - 1, cpu).name == "threads"
+        assert current().suited(much, torch.device("cuda")).name == "threads"
+        items = [-1, -2, -3]
+        workers = [pid for _, pid in finished(os.getppid, items, lambda _: (), weights=much)]
+        assert set(workers) == {os.getpid()}
+        here = [pid for _, pid in finished(os.getppid, items, lambda _: (), weights=0)]
+        assert set(here) == {os.getppid()}
+    with executor("threads"):
+        assert current().suited(much, cpu).name == "threads"
 
 
 def files_of(folder: Path, name: str, command: str, *options: object) -> dict[str, bytes]:
