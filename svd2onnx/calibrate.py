@@ -6,7 +6,7 @@ its own data than it is. Moments are summed over the batches in float64; padding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,8 @@ HELD_OUT = 6
 PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 2
+SMALL_BATCH = 512
+"""Numbers of an input: tokens of a text."""
 MOST_PROBE_BYTES = 3 << 30
 """Of probes together: large networks are judged on fewer samples."""
 _NO_GRADIENTS = (
@@ -120,11 +122,21 @@ def first_rows(batch: Batch, rows: int) -> Batch:
     return _rows(batch, slice(rows))
 
 
-def one_by_one(batches: Sequence[Batch]) -> list[Batch]:
-    """A batch for each row: what a pass keeps for its gradients is as much smaller."""
-    sizes = [next(iter(batch.values())).shape[0] for batch in batches]
-    pairs = zip(batches, sizes, strict=True)
-    return [_rows(batch, slice(i, i + 1)) for batch, size in pairs for i in range(size)]
+def in_small_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of ``SMALL_BATCH`` numbers of each input, or of one row.
+
+    What a pass keeps for its gradients is as much smaller; but the sums of all layers are read and written
+    in each pass, so single rows of a text model would take longer.
+    """
+    return [part for batch in batches for part in _parts(batch)]
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    size = next(iter(batch.values())).shape[0]
+    row = max(tensor.numel() for tensor in batch.values()) // max(1, size)
+    step = max(1, SMALL_BATCH // max(1, row))
+    for start in range(0, size, step):
+        yield _rows(batch, slice(start, start + step))
 
 
 def _rows(batch: Batch, part: slice) -> Batch:

@@ -80,7 +80,7 @@ class _Moments:
         self.keeps_samples, self._room = keeps_samples, room
         self.count = 0
         self.mean = room.zeros((width,), torch.float64)
-        self.scatter = _zeros(width, room, torch.float32 if width > _WIDE else torch.float64)
+        self.scatter = _zeros(width, room, torch.float32 if width >= _WIDE else torch.float64)
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from svd2onnx.building import Builder
 from svd2onnx.cache import Cache, open_cache
-from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws, without_probes
+from svd2onnx.calibrate import calibrate, hold_out, in_small_batches, probe_draws, without_probes
 from svd2onnx.choosing import INT8_ON_CPU, choose_goal
 from svd2onnx.clock import read_table, start_clock
 from svd2onnx.device import signature_of
@@ -210,7 +210,7 @@ def gather_statistics(
         return {}
     priced = settings.method == "auto" and settings.plan is None
     if prepared.is_large:
-        fit, judging = one_by_one(fit), one_by_one(judging)
+        fit, judging = in_small_batches(fit), in_small_batches(judging)
 
     @functools.cache
     def gathered() -> dict[str, LayerStatistics]:

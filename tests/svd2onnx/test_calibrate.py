@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svd2onnx import calibrate as calibrating
-from svd2onnx.calibrate import calibrate, hold_out, one_by_one, probe_draws
+from svd2onnx.calibrate import calibrate, hold_out, in_small_batches, probe_draws
 from svd2onnx.errors import SourceError
 from svd2onnx.gathering import SAMPLES
 from svd2onnx.layers import discover
@@ -409,14 +409,19 @@ def test_probes_stop_where_they_would_take_too_much_memory(monkeypatch: pytest.M
         assert {len(own.probes) for own in statistics.values() if own.probes} == {count}
 
 
-def test_rows_one_by_one_give_the_same_moments() -> None:
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 5), (1000, [2, 1, 2])])
+def test_small_batches_give_the_same_moments(
+    most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrating, "SMALL_BATCH", most)
     network = seeded(Masked)
     batches = [
         {"x": torch.randn(3, 7, 64), "attention_mask": torch.ones(3, 7)},
         {"x": torch.randn(2, 5, 64), "attention_mask": torch.ones(2, 5)},
     ]
-    rows = one_by_one(batches)
-    assert [tuple(batch["x"].shape) for batch in rows] == [(1, 7, 64)] * 3 + [(1, 5, 64)] * 2
+    rows = in_small_batches(batches)
+    assert [len(batch["x"]) for batch in rows] == sizes
+    assert [batch["attention_mask"].shape == batch["x"].shape[:2] for batch in rows]
     sites = discover(network, batches[0])
     together, alone = (calibrate(network, sites, own, "mse") for own in (batches, rows))
     for name, expected in together.items():
