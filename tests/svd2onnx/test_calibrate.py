@@ -421,7 +421,7 @@ def test_small_batches_give_the_same_moments(
     ]
     rows = in_small_batches(batches)
     assert [len(batch["x"]) for batch in rows] == sizes
-    assert [batch["attention_mask"].shape == batch["x"].shape[:2] for batch in rows]
+    assert all(batch["attention_mask"].shape == batch["x"].shape[:2] for batch in rows)
     sites = discover(network, batches[0])
     together, alone = (calibrate(network, sites, own, "mse") for own in (batches, rows))
     for name, expected in together.items():
