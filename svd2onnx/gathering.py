@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svd2onnx.convolution import Convolution, patches, weight_gradients
 from svd2onnx.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
-from svd2onnx.moments import WIDEST, outer_sum
+from svd2onnx.moments import WIDEST, add_outer_sum, add_square, outer_sum
 from svd2onnx.room import Room
 from svd2onnx.schema import LayerSite
 
@@ -58,13 +58,12 @@ class Rows:
 
     @functools.cached_property
     def moments(self) -> tuple[int, Tensor, Tensor]:
-        """Count, mean and centred scatter, float64; of very wide inputs the scatter's diagonal."""
+        """Count, mean float64 and centred scatter; of very wide inputs the scatter's diagonal."""
         count, width = self.x.shape
         mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
         centred = self.x - mean.float()
-        whole = width <= WIDEST
-        rest = centred.double().sum(dim=0, keepdim=True)  # of rounding the mean
-        scatter = outer_sum(centred, centred, whole).double() - outer_sum(rest, rest, whole) / max(1, count)
+        scatter = outer_sum(centred, centred, whole=width <= WIDEST).to(_dtype(width))
+        add_square(scatter, centred.double().sum(dim=0), -1 / max(1, count))  # of rounding the mean
         return count, mean, scatter
 
     @functools.cached_property
@@ -80,7 +79,7 @@ class _Moments:
         self.keeps_samples, self._room = keeps_samples, room
         self.count = 0
         self.mean = room.zeros((width,), torch.float64)
-        self.scatter = _zeros(width, room, torch.float32 if width >= _WIDE else torch.float64)
+        self.scatter = _zeros(width, room, _dtype(width))
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
@@ -90,8 +89,7 @@ class _Moments:
         total = self.count + count
         shift = mean - self.mean.to(mean.device)
         _add(self.scatter, scatter)
-        between = outer_sum(shift[None], shift[None], whole=self.scatter.ndim == 2)
-        _add(self.scatter, between * (self.count * count / total))
+        add_square(self.scatter, shift, self.count * count / total)
         _add(self.mean, shift * (count / total))
         self.count = total
         if self.keeps_samples:
@@ -193,6 +191,11 @@ def _add(total: Tensor, part: Tensor) -> None:
     total += part.to(total.device)
 
 
+def _dtype(width: int) -> torch.dtype:
+    """Of a scatter of so many inputs."""
+    return torch.float32 if width >= _WIDE else torch.float64
+
+
 def _zeros(width: int, room: Room, dtype: torch.dtype = torch.float32) -> Tensor:
     """[width, width], or [width] where that would be too large."""
     return room.zeros((width, width) if width <= WIDEST else (width,), dtype)
@@ -208,12 +211,12 @@ class _Sums:
 
     def add_outputs(self, g: Tensor, count: int) -> None:
         if self.outer is not None:
-            _add(self.outer, g.T @ g)
+            add_outer_sum(self.outer, g, g)
         self.errors += count
 
     def add_guided(self, rows: Tensor, others: Tensor) -> None:
         assert self.guided is not None
-        _add(self.guided, outer_sum(rows, others, whole=self.guided.ndim == 2))
+        add_outer_sum(self.guided, rows, others)
 
 
 def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:

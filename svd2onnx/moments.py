@@ -62,3 +62,20 @@ def over(matrix: Tensor, divisor: Tensor) -> Tensor:
 def outer_sum(rows: Tensor, others: Tensor, whole: bool) -> Tensor:
     """rows^T others, [in, in], or its diagonal where it is not to be ``whole``."""
     return rows.T @ others if whole else (rows * others).sum(dim=0)
+
+
+def add_outer_sum(total: Tensor, rows: Tensor, others: Tensor) -> None:
+    """Add ``outer_sum`` to ``total``: where both lie alike, without a matrix in between."""
+    if total.ndim == 2 and (total.dtype, total.device) == (rows.dtype, rows.device):
+        total.addmm_(rows.T, others)
+    else:
+        total += outer_sum(rows, others, total.ndim == 2).to(total.device)
+
+
+def add_square(total: Tensor, row: Tensor, factor: float) -> None:
+    """Add ``factor`` row^T row of ``row`` [in], or its diagonal, to ``total``."""
+    row = row.to(total)
+    if total.ndim == 2:
+        total.addr_(row, row, alpha=factor)
+    else:
+        total += factor * row * row

@@ -10,7 +10,17 @@ from svd2onnx.candidates import candidates
 from svd2onnx.factors import Target, quantized_pair
 from svd2onnx.layers import discover
 from svd2onnx.lowrank import Weighting, factorize
-from svd2onnx.moments import damp, diagonal, outer_sum, over, root, times, unit_mean
+from svd2onnx.moments import (
+    add_outer_sum,
+    add_square,
+    damp,
+    diagonal,
+    outer_sum,
+    over,
+    root,
+    times,
+    unit_mean,
+)
 from svd2onnx.rounding import Curvature
 from svd2onnx.schema import QuantSpec
 
@@ -28,6 +38,20 @@ def test_a_diagonal_stands_for_its_matrix() -> None:
     torch.testing.assert_close(torch.diag(root(OWN, 1e-6)), root(MATRIX, 1e-6))
     torch.testing.assert_close(over(rows, OWN), over(rows, MATRIX))
     torch.testing.assert_close(outer_sum(rows, 2 * rows, False), outer_sum(rows, 2 * rows, True).diagonal())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whole", [True, False])
+def test_products_and_squares_are_added_in_place(dtype: torch.dtype, whole: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, others = torch.randn(2, 7, 5, generator=generator)
+    total = torch.randn((5, 5) if whole else (5,), generator=generator, dtype=dtype)
+    before = total.clone()
+    add_outer_sum(total, rows, others)
+    torch.testing.assert_close(total, (before + outer_sum(rows, others, whole)).to(dtype))
+    before = total.clone()
+    add_square(total, rows[0].double(), -0.5)
+    torch.testing.assert_close(total, (before - 0.5 * outer_sum(rows[:1], rows[:1], whole)).to(dtype))
 
 
 def test_a_root_of_a_singular_moment_can_be_divided_by() -> None:
