@@ -15,8 +15,8 @@ MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
 LAYERS = (
     "errors environment interruption failures progress once self_contained executors device workers "
     "drafts outputs memory spill room scales schema "
-    "quantize moments descent lowrank convolution layer_statistics layers decoder loading probes agreement "
-    "gathering calibrate rounding factors realize score activations planner candidates records entries "
+    "quantize moments descent lowrank convolution convex_hull layer_statistics layers decoder loading probes agreement "
+    "gathering calibrate rounding factors realize promising score activations planner candidates records entries "
     "cache recall knapsack deadline report wording charts page goals modules straight_through "
     "teacher student "
     "rewrite recover liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq signature "
