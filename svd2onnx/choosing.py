@@ -10,7 +10,7 @@ from svd2onnx.agreement import drop_errors, error_count
 from svd2onnx.calibrate import first_rows
 from svd2onnx.candidates import BLOCKS, Candidate, candidates
 from svd2onnx.clock import Clock
-from svd2onnx.errors import PlanError
+from svd2onnx.errors import PlanError, one_line
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
@@ -134,13 +134,11 @@ def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise PlanError(f"cannot read the plan {path}: {line}") from error
+        raise PlanError(f"cannot read the plan {path}: {one_line(error)}") from error
     try:
         plan = CompressionPlan.from_json(record)
     except PlanError as error:
-        line = " ".join(str(error).split())  # it quotes the file
-        raise PlanError(f"{path}: {line}") from error
+        raise PlanError(f"{path}: {one_line(error)}") from error
     usable = {site.name: site for site in prepared.sites if site.skip_reason is None}
     for name, form in plan.forms.items():
         if name not in usable:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from svd2onnx.errors import ReportError
+from svd2onnx.errors import ReportError, one_line
 from svd2onnx_runtime import Certificate, EvaluationResult
 
 FORMAT = "svd2onnx-report/1"
@@ -174,8 +174,7 @@ def read_report(path: Path) -> CompressionReport:
     except OSError as error:
         raise ReportError(f"cannot read the report {path}: {error.strerror}") from error
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        line = " ".join(str(error).split())
-        raise ReportError(f"{path} is no report of compress-export: {line}") from error
+        raise ReportError(f"{path} is no report of compress-export: {one_line(error)}") from error
 
 
 def tool_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.errors import PlanError
+from svd2onnx.errors import PlanError, one_line
 
 FORMAT = "svd2onnx-sweep/1"
 
@@ -84,8 +84,9 @@ class Sweep:
                 raise ValueError(record["format"])
             found = cls(record["source"], record["objective"], tuple(map(_point, record["points"])))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            line = " ".join(str(error).split())
-            raise PlanError(f'{path} is no sweep (JSON with "format": "{FORMAT}"): {line}') from error
+            raise PlanError(
+                f'{path} is no sweep (JSON with "format": "{FORMAT}"): {one_line(error)}'
+            ) from error
         if (found.source, found.objective) != (source, objective):
             raise PlanError(
                 f"{path} is a sweep of {found.source}, not of {source}: give another folder with -o"
@@ -129,15 +130,16 @@ def _point(entry: Mapping[str, Any]) -> Point:
                 continue
             if not isinstance(value, _TYPES[str(place.type)]):
                 raise TypeError(f"{place.name} cannot be {value!r}")
-            for number in value.values() if isinstance(value, dict) else [value]:
-                _check_number(place.name, number)
+            if isinstance(value, dict):
+                for number in value.values():
+                    _check_number(place.name, number)
+            elif not isinstance(value, str | None):
+                _check_number(place.name, value)
     return point
 
 
 def _check_number(name: str, value: object) -> None:
-    """Metrics are the user's, and may be no number; all else is finite."""
-    if isinstance(value, str | None):
-        return
+    """Metrics are the user's, and may be NaN or infinite; all else is finite."""
     if not isinstance(value, int | float) or (name != "metric" and not abs(value) <= _LARGEST):
         raise TypeError(f"{name} cannot be {value!r}")
 
