@@ -26,10 +26,6 @@ __all__ = [
 ]
 
 
-_LONGEST = 300
-"""Characters of a message that is quoted."""
-
-
 class SourceError(Svd2OnnxError):
     """The network or its data cannot be loaded, or its weights are unusable."""
 
@@ -60,9 +56,3 @@ class OutputError(Svd2OnnxError):
 
 class ExecutorError(Svd2OnnxError):
     """The workers cannot be reached, are lost, or would compute something else."""
-
-
-def one_line(error: BaseException) -> str:
-    """What ``error`` says, on one line that quotes no whole file; what it is, where it says nothing."""
-    line = " ".join(str(error).split())
-    return f"{line[:_LONGEST]}..." if len(line) > _LONGEST else line or type(error).__name__

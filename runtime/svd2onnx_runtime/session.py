@@ -118,11 +118,12 @@ def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, 
     with _quiet_cuda() if chosen == "cuda" else contextlib.nullcontext():
         try:
             session = ort.InferenceSession(os.fspath(graph), options, providers=providers, enable_fallback=0)
-            session.get_inputs(), session.get_outputs()  # whose names may be no text
+            # Whose names, and keys and values, may be no text.
+            session.get_inputs(), session.get_outputs(), session.get_modelmeta().custom_metadata_map
         except _errors(*_ORT_ERRORS) as error:
             raise GraphError(f"onnxruntime cannot load {graph}: {one_line(error)}") from error
         except UnicodeDecodeError as error:
-            raise GraphError(f"the inputs or outputs of {graph} have names that are no text") from error
+            raise GraphError(f"names of inputs or outputs, or metadata, of {graph} are no text") from error
     if provider == "cuda" and provider_of(session) != "cuda":
         raise ProviderError(
             "a GPU is here but onnxruntime could not start its CUDA provider: install the CUDA and "
@@ -240,8 +241,8 @@ def ort_version() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` without its line breaks, at most 300 characters."""
-    text = " ".join(str(error).split())
+    """The message of ``error`` without its line breaks, at most 300 characters; its kind if it says none."""
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 

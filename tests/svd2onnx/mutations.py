@@ -49,9 +49,11 @@ def damaged_bytes(draw: st.DrawFn, content: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 6))):
         if not result:
             break
-        ends = st.integers(0, min(len(result), 4000) - 1)
-        place = draw(st.one_of(ends, ends.map(lambda i: -1 - i), st.integers(0, len(result) - 1)))
-        place %= len(result)
+        where = draw(st.sampled_from(["start", "end", "anywhere"]))
+        within = len(result) if where == "anywhere" else min(len(result), 4000)
+        place = draw(st.integers(0, within - 1))
+        if where == "end":
+            place = len(result) - 1 - place
         match draw(st.sampled_from(["change", "cut", "repeat", "extreme", "end"])):
             case "change":
                 result[place] = draw(st.integers(0, 255))

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from svd2onnx.cli import main
-from svd2onnx.errors import ExportError, SourceError, one_line
+from svd2onnx.errors import ExportError, SourceError
 from svd2onnx.failures import refusal
 
 
@@ -104,15 +104,3 @@ def test_a_network_or_data_too_large_for_the_machine(
     (line,) = result.stderr.splitlines()
     assert re.match(f"error: (the model file .*: )?{told}", line), line
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"network.py"}
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("two\n  lines"), "two lines"),
-        (KeyError(), "KeyError"),
-        (ValueError("x" * 301), "x" * 300 + "..."),
-    ],
-)
-def test_a_quoted_error_is_one_short_line(error: Exception, line: str) -> None:
-    assert one_line(error) == line
