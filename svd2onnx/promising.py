@@ -27,15 +27,12 @@ def realize_promising(
     """As ``realize_forms``, less low-rank forms that are not promising; those that are by rising bytes."""
     realizer = Realizer(weight, forms, statistics, sweeps)
     lowrank = sorted((f for f in forms if f.factors), key=lambda form: form.stored_bytes(realizer.shape))
+    plain = [realizer.layer(form) for form in forms if not form.factors]
+    yield from (layer for layer in plain if layer.dense)
     hull = ConvexHull()
-    for form in forms:
-        if form.factors:
-            continue
-        layer = realizer.layer(form)
-        if lowrank and not (form.dense and form.dense.bits >= _CLOSE):
+    for layer in plain if lowrank else ():
+        if not layer.dense or layer.dense.spec.bits < _CLOSE:
             hull.add(layer.stored_bytes, realizer.loss(layer))
-        if form.dense:
-            yield layer
     rounding: dict[object, float] = {}
     for form in lowrank:
         least, kind = realizer.least_loss(form), (form.dense, form.factors)
@@ -47,4 +44,4 @@ def realize_promising(
         rounding[kind] = loss - least
         hull.add(size, loss)
         yield layer
-    yield from (realizer.layer(form) for form in forms if not form.specs)
+    yield from (layer for layer in plain if not layer.dense)

@@ -91,7 +91,7 @@ class LayerSite:
 
     @property
     def float_bytes(self) -> int:
-        return 4 * math.prod(self.shape)
+        return 4 * self.weights
 
 
 @dataclass(frozen=True)
