@@ -5,7 +5,7 @@ The exporter leaves dead layers out, so their weights are rightly missing in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,13 +36,15 @@ def dead_layers(model: nn.Module, names: Iterable[str], example: Mapping[str, Te
     finally:
         for handle in handles:
             handle.remove()
-    reached = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
-    return {name for name, own in seen.items() if not _reaches(reached, own)}
+    depending = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
+    return set(seen) - _reached(depending, seen)
 
 
-def _reaches(outputs: list[Tensor], inputs: list[Tensor]) -> bool:
-    if not outputs or not inputs:
-        return False
+def _reached(outputs: Sequence[Tensor], seen: Mapping[str, Sequence[Tensor]]) -> set[str]:
+    """Names of which a tensor gets a gradient; one pass tells of all."""
+    own = [(name, tensor) for name, tensors in seen.items() for tensor in tensors]
+    if not outputs or not own:
+        return set()
     total = torch.stack([output.sum() for output in outputs]).sum()
-    gradients = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
-    return any(gradient is not None for gradient in gradients)
+    gradients = torch.autograd.grad(total, [tensor for _, tensor in own], allow_unused=True)
+    return {name for (name, _), gradient in zip(own, gradients, strict=True) if gradient is not None}
