@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from svd2onnx.errors import ExportError
+from svd2onnx.errors import ExportError, one_line
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -54,8 +54,9 @@ def _pairs(model: nn.Module, example: Mapping[str, Tensor]) -> Iterator[tuple[st
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (), dict(example))
     except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise ExportError(f"torch.export cannot trace the network: {type(error).__name__}: {line}") from error
+        raise ExportError(
+            f"torch.export cannot trace the network: {type(error).__name__}: {one_line(error)}"
+        ) from error
     signature = program.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     owners = {name: target.rpartition(".")[0] for name, target in targets.items()}

@@ -10,7 +10,7 @@ from svd2onnx.agreement import drop_errors, error_count
 from svd2onnx.calibrate import first_rows
 from svd2onnx.candidates import BLOCKS, Candidate, candidates
 from svd2onnx.clock import Clock
-from svd2onnx.errors import PlanError
+from svd2onnx.errors import PlanError, one_line
 from svd2onnx.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
 from svd2onnx.layer_statistics import LayerStatistics
 from svd2onnx.loading import Batch
@@ -21,7 +21,6 @@ from svd2onnx.preparation import Prepared
 from svd2onnx.progress import Track
 from svd2onnx.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.settings import DEFAULT_TARGET, Settings, target_bytes
-from svd2onnx_runtime.session import one_line
 
 _DROP_ERRORS = 8
 INT8_ON_CPU = (

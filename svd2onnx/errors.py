@@ -11,7 +11,7 @@ Svd2OnnxError
 '- ExecutorError      the work cannot be done where it was asked for
 """
 
-from svd2onnx_runtime.errors import Svd2OnnxError
+from svd2onnx_runtime.errors import Svd2OnnxError, one_line
 
 __all__ = [
     "DeviceError",
@@ -23,6 +23,7 @@ __all__ = [
     "SourceError",
     "Svd2OnnxError",
     "VerificationError",
+    "one_line",
 ]
 
 

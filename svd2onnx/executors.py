@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from svd2onnx.errors import ExecutorError
+from svd2onnx.errors import ExecutorError, one_line
 
 THREADS, PROCESSES, RAY, AUTO = "threads", "processes", "ray", "auto"
 _MUCH = 1 << 22
@@ -131,7 +132,7 @@ def _threads() -> Iterator[Executor]:
 @contextlib.contextmanager
 def _processes(entered: Executor) -> Iterator[Executor]:
     is_done = False
-    _silence_trackers()
+    _silence_joblib()
     try:
         yield entered
         is_done = True
@@ -162,7 +163,7 @@ def _ray() -> Iterator[Executor]:
         return int(ray.cluster_resources().get("CPU", 0))
 
     mine = not ray.is_initialized()
-    _silence_trackers()
+    _silence_joblib()
     try:
         if mine:
             _connect(ray)
@@ -172,10 +173,15 @@ def _ray() -> Iterator[Executor]:
             ray.shutdown()
 
 
-def _silence_trackers() -> None:
-    """What an interrupted run leaves to the processes that clear up after it is not worth a warning."""
+def _silence_joblib() -> None:
+    """Let joblib not warn of what costs nothing.
+
+    That is what an interrupted run leaves to the processes that clear up after it, and that a worker which
+    had come to hold much memory was replaced between two tasks.
+    """
     filters = [os.environ.get("PYTHONWARNINGS"), *(f"ignore::UserWarning:{module}" for module in _TRACKERS)]
     os.environ["PYTHONWARNINGS"] = ",".join(own for own in filters if own)
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
 
 
 def _connect(ray: Any) -> None:
@@ -189,10 +195,10 @@ def _connect(ray: Any) -> None:
         with _signals_kept():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:
-        line = " ".join(str(error).split())
         where = f"cannot join the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start"
         raise ExecutorError(
-            f"{where}: {line}; `ray status` tells of a cluster, whose Ray and Python must be those of here"
+            f"{where}: {one_line(error)}; `ray status` tells of a cluster, "
+            "whose Ray and Python must be those of here"
         ) from error
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.decoder import Traced
-from svd2onnx.errors import ExportError
+from svd2onnx.errors import ExportError, one_line
 from svd2onnx.liveness import dead_layers
 from svd2onnx.loading import DynamicShapes
 from svd2onnx.qdq import QuantizedNode, insert_dequantize
@@ -143,9 +143,8 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
             )
         except Exception as error:
             cause = error.__cause__ or error  # the exporter's own message is general advice
-            line = " ".join(str(cause).split())[:300]
             raise ExportError(
-                f"torch.onnx cannot export the network: {type(cause).__name__}: {line}"
+                f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
             ) from error
     assert program is not None
     model_proto: ir.Model = program.model

@@ -12,9 +12,8 @@ from typing import Any
 
 import msgspec
 
-from svd2onnx.errors import ReportError
+from svd2onnx.errors import ReportError, one_line
 from svd2onnx_runtime import Certificate, EvaluationResult
-from svd2onnx_runtime.session import one_line
 
 FORMAT = "svd2onnx-report/1"
 _LARGEST = 1 << 26

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from svd2onnx.errors import one_line
 from svd2onnx_runtime import GraphError
 
 VERSION_KEY = "svd2onnx.version"
@@ -56,8 +57,7 @@ def read_signature(graph: Path) -> Signature:
     except OSError as error:
         raise GraphError(f"cannot read {graph}: {error.strerror or error}") from error
     except Exception as error:  # of the protobuf parser and of onnx-ir, which have many
-        line = " ".join(str(error).split())
-        raise GraphError(f"{graph} is no ONNX file: {line[:200]}") from error
+        raise GraphError(f"{graph} is no ONNX file: {one_line(error)}") from error
     if not model.graph.outputs:
         raise GraphError(f"{graph} is no ONNX file: it gives nothing")
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.errors import PlanError
-from svd2onnx_runtime.session import one_line
+from svd2onnx.errors import PlanError, one_line
 
 FORMAT = "svd2onnx-sweep/1"
 

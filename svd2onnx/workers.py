@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 
 from svd2onnx.device import CPU, on
 from svd2onnx.environment import kernels, own_code
-from svd2onnx.errors import ExecutorError
+from svd2onnx.errors import ExecutorError, one_line
 from svd2onnx.executors import Executor, current, is_loss
 from svd2onnx.once import Once
 from svd2onnx.self_contained import self_contained
@@ -77,7 +77,7 @@ def finished(
             if losses == _LOSSES:
                 raise ExecutorError(
                     f"workers were lost {losses} times in a row: most likely they ran out of memory; let "
-                    f"fewer work at a time, or use --executor threads ({' '.join(str(error).split())})"
+                    f"fewer work at a time, or use --executor threads ({one_line(error)})"
                 ) from error
             logger.warning("a worker was lost: what it had in hand is done again (%d left)", len(left))
 

@@ -32,6 +32,12 @@ class InputsError(Svd2OnnxError):
     """The given arrays do not fit the graph, or two graphs that are compared do not match."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without its line breaks, at most 300 characters; its kind if it says none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let the errors of the block that are ours name the file that they are about."""

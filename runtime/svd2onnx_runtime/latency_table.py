@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.errors import InputsError, one_line
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.session import open_session, ort_version, provider_of, synthetic_inputs
 from svd2onnx_runtime.timing import BoundCall
@@ -96,8 +96,9 @@ class LatencyTable:
             named = (record[name] for name in ("device", "provider", "onnxruntime", "threads"))
             return cls(Conditions(*named), entries)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            line = " ".join(str(error).split())
-            raise InputsError(f'a latency table is JSON with "format": "{FORMAT}": {line}') from error
+            raise InputsError(
+                f'a latency table is JSON with "format": "{FORMAT}": {one_line(error)}'
+            ) from error
 
 
 def time_layers(

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svd2onnx_runtime.errors import GraphError
+from svd2onnx_runtime.errors import GraphError, one_line
 from svd2onnx_runtime.session import (
     Array,
     Session,
     load,
-    one_line,
     run,
     session_options,
     synthetic_inputs,

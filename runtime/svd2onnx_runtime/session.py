@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError
+from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, one_line
 from svd2onnx_runtime.external import external_files, graph_bytes
 from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.past import PAST_LENGTH, empty, is_past
@@ -238,12 +238,6 @@ def ort_version() -> str:
     import onnxruntime as ort
 
     return str(ort.__version__)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` without its line breaks, at most 300 characters; its kind if it says none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _errors(*names: str) -> tuple[type[Exception], ...]:

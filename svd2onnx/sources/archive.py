@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 
 MOST_MEMBERS = 200_000
 MOST_JSON_BYTES = 512 << 20
@@ -105,7 +105,7 @@ def parse_json(path: Path, text: bytes) -> Any:
 
 def damaged(path: Path, error: BaseException) -> SourceError:
     """What to say where a file cannot be read to its end."""
-    line = " ".join(str(error).split())[:200] or type(error).__name__
     return SourceError(
-        f"{path} is damaged or cut off ({line}); expected the whole file: copy or download it again"
+        f"{path} is damaged or cut off ({one_line(error)}); expected the whole file: "
+        "copy or download it again"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.graph_layers import as_modules, inline_modes
 from svd2onnx.sources.graph_operators import operator_of
 from svd2onnx.sources.inputs import ROWS, InputSpec
@@ -40,7 +40,7 @@ def load_exported(path: Path) -> Network:
         except SourceError:
             raise
         except Exception as error:
-            line = " ".join(str(error.__cause__ or error).split())[:200]
+            line = one_line(error.__cause__ or error)
             raise SourceError(
                 f"{path} cannot be loaded: {type(error).__name__}: {line}; expected a program that "
                 f"torch.export.save of PyTorch {torch.__version__} or a little older wrote: copy it again, "

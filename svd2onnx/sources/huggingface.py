@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.decoder import WithPast
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.huggingface_config import (
     WRITE_MODEL_FILE,
     check_size,
     description_of,
     kind_of_network,
-    one_line,
     read_json,
 )
 from svd2onnx.sources.images import Preprocessing

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.archive import damaged
 
 WRITE_MODEL_FILE = "write a model file (.py) that loads it"
@@ -131,8 +131,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise SourceError(f"{path} holds {type(description).__name__}; expected a JSON object")
     return description
-
-
-def one_line(error: BaseException) -> str:
-    """What a library said of a failure, in a line of bounded length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

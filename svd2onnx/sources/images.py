@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.loading import Batch
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -54,9 +54,8 @@ class ImageSamples:
                         image.convert("L" if channels == 1 else "RGB").resize((width, height))
                     )
         except Exception as error:
-            line = " ".join(str(error).split())[:200]
             raise SourceError(
-                f"{path} cannot be read as an image ({line}); expected images in the folder of "
+                f"{path} cannot be read as an image ({one_line(error)}); expected images in the folder of "
                 "--calibration: take it out"
             ) from error
         scaled = (

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.loading import Batch
 
 MOST_BYTES = 16 << 30
@@ -37,9 +37,8 @@ def read_npz(path: Path) -> Batch:
     except SourceError:
         raise
     except Exception as error:
-        line = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(
-            f"{path} cannot be read ({line}); expected a .npz file that numpy.savez wrote"
+            f"{path} cannot be read ({one_line(error)}); expected a .npz file that numpy.savez wrote"
         ) from error
     if not arrays:
         raise SourceError(f"{path} holds no array; expected one for each input of the network")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.pickles import foreign_globals, load_weights_only
 
 
@@ -42,9 +42,8 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
             "where that code lies, with PYTHONPATH=. if need be, or give a state dict with --model file.py"
         ) from error
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
         raise SourceError(
-            f"{path} cannot be unpickled: {type(error).__name__}: {line}; save it again"
+            f"{path} cannot be unpickled: {type(error).__name__}: {one_line(error)}; save it again"
         ) from error
 
 

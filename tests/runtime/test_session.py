@@ -19,7 +19,7 @@ from svd2onnx_runtime import (
     run,
     synthetic_inputs,
 )
-from svd2onnx_runtime.session import one_line, resolve_provider
+from svd2onnx_runtime.session import resolve_provider
 from tests.runtime.quantized_graphs import quantized_matmul, token_graph
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
@@ -197,15 +197,3 @@ def test_metadata_that_is_no_text_is_told(tokens: Path) -> None:
     tokens.write_bytes(model.SerializeToString().replace(b"a value of text", b"\xff value of text"))
     with pytest.raises(GraphError, match=r"metadata, of .*tokens\.onnx are no text"):
         open_session(tokens, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("two\n  lines"), "two lines"),
-        (KeyError(), "KeyError"),
-        (ValueError("x" * 301), "x" * 297 + "..."),
-    ],
-)
-def test_a_quoted_error_is_one_short_line(error: Exception, line: str) -> None:
-    assert one_line(error) == line

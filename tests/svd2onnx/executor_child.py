@@ -25,6 +25,7 @@ from svd2onnx.workers import finished
 from tests.svd2onnx.networks import Vectors, batches_of, seeded
 from tests.svd2onnx.processes import descendants, parent_of
 
+_kept: list[bytes] = []
 BUSY = {"ray": "ray::PoolActor.run_batch", "processes": "LokyProcess"}
 """In the command line of a worker; Ray's tells that it is in the middle of a task."""
 
@@ -51,6 +52,13 @@ def kill_one(name: str, parent: int) -> None:
 
 def die(_item: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def grow(_item: int) -> int:
+    """Keep 400 MB, for a good second: joblib replaces a worker that does."""
+    _kept.append(b"1" * 400_000_000)
+    time.sleep(1.1)
+    return os.getpid()
 
 
 def made_on_two_machines() -> str:

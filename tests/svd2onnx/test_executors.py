@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from svd2onnx.errors import ExecutorError
 from svd2onnx.executors import current, executor
 from svd2onnx.workers import finished
 from tests.svd2onnx.conftest import MODEL_FILE
-from tests.svd2onnx.executor_child import kill_one, made
+from tests.svd2onnx.executor_child import grow, kill_one, made
 from tests.svd2onnx.processes import await_that, contents, descendants, finish, parent_of, start
 
 RAY = pytest.param(
@@ -74,6 +75,18 @@ def test_the_bytes_are_those_of_threads_though_a_worker_is_killed(name: str) -> 
     assert made() in out.split()  # Ray tells of a loss there too
     assert "a worker was lost: what it had in hand is done again" in err
     assert_all_end(pids)
+
+
+@several
+@pytest.mark.skipif(
+    importlib.util.find_spec("psutil") is None, reason="joblib looks at the memory of workers by psutil"
+)
+@pytest.mark.filterwarnings("default")  # as for a user; "error" would end joblib's thread, and all would wait
+def test_workers_that_grow_are_replaced_without_a_word() -> None:
+    with executor("processes"), warnings.catch_warnings(record=True) as told:
+        workers = [pid for _, pid in finished(grow, range(6), lambda item: (item,))]
+    assert len(set(workers)) > joblib.cpu_count()
+    assert not told
 
 
 @linux
