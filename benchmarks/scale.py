@@ -37,9 +37,10 @@ SIZES = {  # hidden, intermediate, layers, heads
 
 @dataclass(frozen=True)
 class Scaled:
-    """One size: what it is, and what compressing it took. ``stages`` are seconds; the bytes are peaks.
+    """One size: what it is, and what compressing it took.
 
-    The seconds of all processors depend less on what else the machine does.
+    ``stages`` are seconds, and bytes but for those of files are peaks. The seconds of all processors depend
+    less on what else the machine does.
     """
 
     size: str
@@ -48,6 +49,7 @@ class Scaled:
     processor_seconds: float
     stages: dict[str, float]
     own_bytes: int
+    stages_own_bytes: dict[str, int]
     mapped_bytes: int
     float_bytes: int
     file_bytes: int
@@ -131,7 +133,7 @@ def exponent(parameters: Sequence[float], values: Sequence[float]) -> float:
 
 
 def markdown(rows: Sequence[Scaled]) -> str:
-    """A row for each size, one of exponents, and the stages below."""
+    """A row for each size, one of exponents, and below the time and memory of the stages."""
     rows = sorted(rows, key=lambda row: row.parameters)
     columns = {
         "seconds": [row.seconds for row in rows],
@@ -149,10 +151,14 @@ def markdown(rows: Sequence[Scaled]) -> str:
     named = dict.fromkeys(stage for row in rows for stage in row.stages if stage != OTHER)
     stages = [*named, OTHER]
     seconds = [[stage, *(f"{row.stages.get(stage, 0.0):,.0f}" for row in rows)] for stage in stages]
+    memory = [
+        [stage, *(f"{row.stages_own_bytes.get(stage, 0) / 1e9:.1f}" for row in rows)] for stage in stages
+    ]
     return "\n\n".join(
         [
             table(["size", "parameters", *columns], first),
             table(["stage, s", *(row.size for row in rows)], seconds),
+            table(["own memory in a stage, GB", *(row.size for row in rows)], memory),
         ]
     )
 

@@ -37,11 +37,15 @@ class Stages:
             self.settle()
             self._stack.pop()
 
+    @property
+    def current(self) -> str:
+        """The stage that goes on."""
+        return self._stack[-1]
+
     def settle(self) -> None:
         """Give the stage that goes on the time that has passed."""
         now = time.perf_counter()
-        stage = self._stack[-1]
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self._since
         self._since = now
 
     def _enter(self, description: str) -> None:
@@ -50,20 +54,23 @@ class Stages:
 
 
 class MemoryPeak:
-    """The most memory that this process and its workers held, in bytes; 0 where nothing tells.
+    """The most memory that this process and its workers held, in bytes; nothing where nothing tells.
 
-    ``own`` is what they alone could give back. ``mapped`` counts pages of files besides, which the system
-    drops when it needs the room.
+    ``own`` is what they alone could give back, in each stage. ``mapped`` counts pages of files besides, which
+    the system drops when it needs the room.
     """
 
-    def __init__(self) -> None:
-        self.own = self.mapped = 0
+    def __init__(self, stages: Stages) -> None:
+        self.own: dict[str, int] = {}
+        self.mapped = 0
+        self._stages = stages
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while Path("/proc").is_dir():
             held = [_held(process) for process in (os.getpid(), *_descendants(os.getpid()))]
-            self.own = max(self.own, sum(own for own, _ in held))
+            stage = self._stages.current
+            self.own[stage] = max(self.own.get(stage, 0), sum(own for own, _ in held))
             self.mapped = max(self.mapped, sum(mapped for _, mapped in held))
             time.sleep(_LOOK)
 
@@ -100,7 +107,8 @@ def _processor_seconds() -> float:
 
 def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     """Compress and print the record."""
-    memory, stages = MemoryPeak(), Stages()
+    stages = Stages()
+    memory = MemoryPeak(stages)
     from svd2onnx.executors import executor
     from svd2onnx.pipeline import compress_export
     from svd2onnx.settings import Settings
@@ -114,7 +122,8 @@ def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
         "seconds": sum(stages.seconds.values()),
         "processor_seconds": _processor_seconds(),
         "stages": stages.seconds,
-        "own_bytes": memory.own,
+        "own_bytes": max(memory.own.values(), default=0),
+        "stages_own_bytes": memory.own,
         "mapped_bytes": memory.mapped,
         "float_bytes": report.float_bytes,
         "file_bytes": report.file_bytes,

@@ -22,30 +22,35 @@ def test_a_stage_within_a_stage_counts_for_itself(monkeypatch: pytest.MonkeyPatc
     for _ in stages([1, 2], "Sweeping"):
         list(stages([1, 2, 3], "Exporting"))
     stages.settle()
+    assert stages.current == "other"
     assert stages.seconds == {"other": 2, "Sweeping": 3, "Exporting": 2}
 
 
 def test_the_table_has_a_row_for_each_size_and_the_exponents() -> None:
-    rows = [
-        Scaled(
-            "small",
-            10_000_000,
-            10.0,
-            15.0,
-            {"other": 2.0, "Calibrating": 8.0},
-            10**9,
-            2 * 10**9,
-            1,
-            1,
-            1,
-            0.0,
-        ),
-        Scaled("large", 1_000_000_000, 1000.0, 1500.0, {"other": 1000.0}, 10**10, 2 * 10**10, 1, 1, 1, 0.0),
-    ]
+    of_small: dict = {
+        "seconds": 10.0,
+        "processor_seconds": 15.0,
+        "stages": {"other": 2.0, "Calibrating": 8.0},
+        "own_bytes": 10**9,
+        "stages_own_bytes": {"other": 5 * 10**8, "Calibrating": 10**9},
+        "mapped_bytes": 2 * 10**9,
+    }
+    of_large: dict = {
+        "seconds": 1000.0,
+        "processor_seconds": 1500.0,
+        "stages": {"other": 1000.0},
+        "own_bytes": 10**10,
+        "stages_own_bytes": {"other": 10**10},
+        "mapped_bytes": 2 * 10**10,
+    }
+    same: dict = {"float_bytes": 1, "file_bytes": 1, "layers": 1, "strict_relative_error": 0.0}
+    rows = [Scaled("small", 10_000_000, **of_small, **same), Scaled("large", 10**9, **of_large, **same)]
     text = markdown(rows)
     assert "| small | 10 M | 10.0 | 15.0 | 1.0 | 2.0 |" in text
     assert "| exponent |  | 1.00 | 1.00 | 0.50 | 0.50 |" in text
     assert "| Calibrating | 8 | 0 |" in text
+    assert "| Calibrating | 1.0 | 0.0 |" in text
+    assert "| other | 0.5 | 10.0 |" in text
 
 
 @pytest.mark.slow
@@ -61,6 +66,7 @@ def test_a_size_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert row["seconds"] == pytest.approx(sum(row["stages"].values()))
     assert row["stages"].keys() >= {"Calibrating", "Pricing candidates", "Quantizing", "Verifying"}
     assert 0 < row["own_bytes"] <= row["mapped_bytes"]
+    assert row["own_bytes"] == max(row["stages_own_bytes"].values())
     monkeypatch.setattr(scale, "measured", pytest.fail)
     again = CliRunner().invoke(main, arguments)
     assert result.stdout.endswith(again.stdout)
