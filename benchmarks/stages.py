@@ -7,6 +7,7 @@ prints a JSON record; the settings are those of ``svd2onnx.settings.Settings``, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -133,5 +134,13 @@ def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(record) + "\n")
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.stages", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("source", type=Path, help="a model file or another source")
+    parser.add_argument("output", type=Path, help="the ONNX file to write")
+    parser.add_argument("settings", type=json.loads, help="a JSON object")
+    return parser
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(**vars(_parser().parse_args()))
