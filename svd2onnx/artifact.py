@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from svd2onnx.errors import PlanError, ReportError
+from svd2onnx.errors import PlanError, ReportError, one_line
 from svd2onnx.report import CompressionReport, file_digest, read_report
 from svd2onnx.schema import CompressionPlan
 from svd2onnx.signature import Signature, read_signature
@@ -114,7 +114,7 @@ def _plan_of(graph: Path, report: CompressionReport) -> str | None:
     except OSError as error:
         raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
     except (PlanError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path} is no plan: {' '.join(str(error).split())}") from error
+        raise PlanError(f"{path} is no plan: {one_line(error)}") from error
     stored = {layer.name: layer.form for layer in report.layers if layer.form != "float"}
     if stored != {name: str(form) for name, form in plan.forms.items()}:
         raise PlanError(f"{path} is not the plan of {graph}: remove it, or run compress-export with it")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from svd2onnx.candidates import Candidate, forms_of
-from svd2onnx.errors import PlanError
+from svd2onnx.errors import PlanError, one_line
 from svd2onnx.latency import LayerTimes, leading_axes, measure
 from svd2onnx.loading import arguments_of
 from svd2onnx.preparation import Prepared
@@ -126,7 +126,7 @@ def read_table(path: Path | None, provider: str, threads: int | None) -> Latency
         with naming(path):
             table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"cannot read the latency table {path}: {' '.join(str(error).split())}") from error
+        raise PlanError(f"cannot read the latency table {path}: {one_line(error)}") from error
     if table.conditions != here:
         raise PlanError(
             f"the latency table {path} was measured on {table.conditions}, and this is {here}: "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from svd2onnx.errors import SourceError
+from svd2onnx.errors import SourceError, one_line
 from svd2onnx.loading import load_model_file
 from svd2onnx.progress import Track, silent
 from svd2onnx.sources.tokenizer import read_tokenizer
@@ -144,7 +144,7 @@ def _encoded(tokenizer: Any, prompt: str) -> np.ndarray:
         ids = np.array([tokenizer.encode(prompt)], np.int64)
     except (AttributeError, TypeError, ValueError) as error:
         raise SourceError(
-            f"the tokenizer cannot read the prompt ({' '.join(str(error).split())}); expected encode(text) "
+            f"the tokenizer cannot read the prompt ({one_line(error)}); expected encode(text) "
             "to give a list of integers"
         ) from error
     if not ids.size:
