@@ -25,8 +25,8 @@ test: .venv/.installed-minilm,dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 failures: .venv/.installed-minilm,dev
-	$(BIN)/python -m pytest -m "slow or not slow" tests/svd2onnx/test_resuming.py tests/svd2onnx/test_executors.py tests/svd2onnx/test_fuzz_json.py \
-		tests/svd2onnx/test_fuzz_graphs.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/failures/test_resuming.py tests/svd2onnx/compute/test_executors.py tests/failures/test_fuzz_json.py \
+		tests/failures/test_fuzz_graphs.py
 
 lint: .venv/.installed-minilm,dev
 	$(BIN)/ruff check .

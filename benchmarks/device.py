@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.device_run import Agreement, Run, Task, agreement, run_on
 from benchmarks.markdown import table
-from svd2onnx.errors import Svd2OnnxError
+from svd2onnx.values.errors import Svd2OnnxError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,25 +12,25 @@ from statistics import median
 
 import torch
 
-from svd2onnx.agreement import mean_error
-from svd2onnx.calibrate import hold_out, without_probes
-from svd2onnx.candidates import Candidate
-from svd2onnx.choosing import priced_menu, uniform_plans
-from svd2onnx.device import CPU, signature_of
-from svd2onnx.errors import DeviceError
-from svd2onnx.goals import SizeGoal
-from svd2onnx.layer_statistics import LayerStatistics
-from svd2onnx.layers import weight_of
-from svd2onnx.lowrank import factorize
-from svd2onnx.pipeline import gather_statistics
-from svd2onnx.preparation import Prepared, prepare
-from svd2onnx.progress import silent
-from svd2onnx.realize import realize
-from svd2onnx.recover import recover
-from svd2onnx.rewrite import rewrite
-from svd2onnx.schema import CompressedLayer, CompressionPlan, QuantizedTensor
-from svd2onnx.settings import Settings
-from svd2onnx.workers import finished
+from svd2onnx.calibration.calibrate import hold_out, without_probes
+from svd2onnx.calibration.layer_statistics import LayerStatistics
+from svd2onnx.calibration.network_error import mean_error
+from svd2onnx.compression.lowrank import factorize
+from svd2onnx.compression.realize import realize
+from svd2onnx.compute.device import CPU, signature_of
+from svd2onnx.compute.progress import silent
+from svd2onnx.compute.workers import finished
+from svd2onnx.network.layers import weight_of
+from svd2onnx.network.rewrite import rewrite
+from svd2onnx.pipeline.compress_export import gather_statistics
+from svd2onnx.pipeline.goal_choice import priced_menu, uniform_plans
+from svd2onnx.pipeline.preparation import Prepared, prepare
+from svd2onnx.planning.candidates import Candidate
+from svd2onnx.planning.goals import SizeGoal
+from svd2onnx.retraining.recover import recover
+from svd2onnx.values.errors import DeviceError
+from svd2onnx.values.schema import CompressedLayer, CompressionPlan, QuantizedTensor
+from svd2onnx.values.settings import Settings
 
 LEAST_AGREEING = 0.97
 """Of codes: a sum that is rounded otherwise moves some across the middle between two; these move others."""

@@ -19,9 +19,9 @@ from benchmarks.contenders import Contender
 from benchmarks.gpu_folder import BOTH, GraphEntry, Manifest
 from benchmarks.peers import ort_dynamic, ort_float16, ort_nbits
 from benchmarks.task import load_task
-from svd2onnx.loading import as_arrays
-from svd2onnx.pipeline import compress_export
-from svd2onnx.settings import Settings
+from svd2onnx.pipeline.compress_export import compress_export
+from svd2onnx.sources.model_file import as_arrays
+from svd2onnx.values.settings import Settings
 from svd2onnx_runtime import open_session
 from svd2onnx_runtime.session import graph_inputs
 
@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 @dataclass(frozen=True)
-class Form:
+class FileFormat:
     """A form of svd2onnx's file: fields of ``Settings``, and the providers that it is meant for."""
 
     name: str
@@ -39,16 +39,16 @@ class Form:
     providers: tuple[str, ...] = BOTH
 
 
-PLANNED = Form("svd2onnx", "as compress-export writes it: DequantizeLinear and MatMul")
+PLANNED = FileFormat("svd2onnx", "as compress-export writes it: DequantizeLinear and MatMul")
 """The form that the plan is made for; the others are written from its plan."""
 FORMS = (
-    Form("svd2onnx folded", "--operator folded", {"operator": "folded"}),
-    Form("svd2onnx matmulnbits", "--operator matmulnbits", {"operator": "matmulnbits"}),
-    Form("svd2onnx float16", "--dtype float16", {"dtype": "float16"}),
-    Form("svd2onnx folded float16", "both", {"operator": "folded", "dtype": "float16"}),
-    Form("svd2onnx matmulnbits float16", "both", {"operator": "matmulnbits", "dtype": "float16"}),
+    FileFormat("svd2onnx folded", "--operator folded", {"operator": "folded"}),
+    FileFormat("svd2onnx matmulnbits", "--operator matmulnbits", {"operator": "matmulnbits"}),
+    FileFormat("svd2onnx float16", "--dtype float16", {"dtype": "float16"}),
+    FileFormat("svd2onnx folded float16", "both", {"operator": "folded", "dtype": "float16"}),
+    FileFormat("svd2onnx matmulnbits float16", "both", {"operator": "matmulnbits", "dtype": "float16"}),
     # On CUDA its nodes fall back to the CPU.
-    Form("svd2onnx int8 activations", "--activations int8", {"activations": "int8"}, ("cpu",)),
+    FileFormat("svd2onnx int8 activations", "--activations int8", {"activations": "int8"}, ("cpu",)),
 )
 
 

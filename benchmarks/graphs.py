@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
-from svd2onnx.export import drop_inferable
+from svd2onnx.graph.export import drop_inferable
 
 
 def linear_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.task import Feed, Task
-from svd2onnx.loading import ModelFile, as_arrays
+from svd2onnx.sources.model_file import ModelFile, as_arrays
 from svd2onnx_runtime import open_session, run, sample_errors, token_mask
 
 Errors = NDArray[np.float64]

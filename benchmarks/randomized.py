@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.markdown import table
-from svd2onnx.factors import Target, quantized_pair
-from svd2onnx.lowrank import Factorization, Weighting
-from svd2onnx.rounding import Curvature
-from svd2onnx.schema import QuantSpec
+from svd2onnx.compression.factors import Target, quantized_pair
+from svd2onnx.compression.lowrank import Factorization, Weighting
+from svd2onnx.compression.rounding import Curvature
+from svd2onnx.values.schema import QuantSpec
 
 SIDES = (1024, 2048, 4096)
 DECAYS = (0.0, 0.5, 1.0)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stages SOURCE OUTPUT '{"method": "auto", ...}'
 
-prints a JSON record; the settings are those of ``svd2onnx.settings.Settings``, but for paths, which are text.
+prints a JSON record; the settings are those of ``svd2onnx.values.settings.Settings``, with paths as text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stages:
         try:
             yield from sequence
         finally:
-            self.settle()
+            self.search_plan()
             self._stack.pop()
 
     @property
@@ -43,14 +43,14 @@ class Stages:
         """The stage that goes on."""
         return self._stack[-1]
 
-    def settle(self) -> None:
+    def search_plan(self) -> None:
         """Give the stage that goes on the time that has passed."""
         now = time.perf_counter()
         self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self._since
         self._since = now
 
     def _enter(self, description: str) -> None:
-        self.settle()
+        self.search_plan()
         self._stack.append(description)
 
 
@@ -110,15 +110,15 @@ def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     """Compress and print the record."""
     stages = Stages()
     memory = MemoryPeak(stages)
-    from svd2onnx.executors import executor
-    from svd2onnx.pipeline import compress_export
-    from svd2onnx.settings import Settings
+    from svd2onnx.compute.executors import executor
+    from svd2onnx.pipeline.compress_export import compress_export
+    from svd2onnx.values.settings import Settings
 
     calibration = settings.pop("calibration", None)
     chosen = Settings(**settings, calibration=Path(calibration) if calibration else None)
     with executor("auto"):  # as the command does
         report = compress_export(source, output, chosen, track=stages)
-    stages.settle()
+    stages.search_plan()
     record = {
         "seconds": sum(stages.seconds.values()),
         "processor_seconds": _processor_seconds(),

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.graphs import linear_nodes, tidy_bytes
-from svd2onnx.export import export_float
-from svd2onnx.loading import ModelFile, arguments_of, as_arrays, load_model_file
-from svd2onnx.preparation import prepare
-from svd2onnx.settings import Settings
+from svd2onnx.graph.export import export_float
+from svd2onnx.pipeline.preparation import prepare
+from svd2onnx.sources.model_file import ModelFile, arguments_of, as_arrays, load_model_file
+from svd2onnx.values.settings import Settings
 
 Feed = Mapping[str, NDArray[Any]]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from svd2onnx.cli import main
+from svd2onnx.cli.main import main
 
 OUTPUT = Path(__file__).with_name("reference.md")
 PACKAGES = ("svd2onnx", "svd2onnx_runtime")

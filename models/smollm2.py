@@ -130,7 +130,7 @@ def summary(columns: dict[str, np.ndarray]) -> dict[str, float]:
 
 def with_past(network: nn.Module) -> nn.Module:
     """Return what generates with the weights of ``network``, from keys and values of the past."""
-    from svd2onnx.decoder import WithPast
+    from svd2onnx.network.decoder import WithPast
 
     return WithPast(network.decoder)  # type: ignore[arg-type]
 

@@ -8,20 +8,20 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Settings": "settings",
-    "WithPast": "decoder",
-    "calibrate": "calibrate",
-    "candidates": "candidates",
-    "compress_export": "pipeline",
-    "discover": "layers",
-    "export": "export",
-    "load_model_file": "loading",
-    "prepare": "preparation",
-    "realize": "realize",
-    "recover": "recover",
-    "rewrite": "rewrite",
-    "uniform_plan": "planner",
-    "article_plan": "planner",
+    "Settings": "values.settings",
+    "WithPast": "network.decoder",
+    "article_plan": "planning.fixed_rules",
+    "calibrate": "calibration.calibrate",
+    "candidates": "planning.candidates",
+    "compress_export": "pipeline.compress_export",
+    "discover": "network.layers",
+    "export": "graph.export",
+    "load_model_file": "sources.model_file",
+    "prepare": "pipeline.preparation",
+    "realize": "compression.realize",
+    "recover": "retraining.recover",
+    "rewrite": "network.rewrite",
+    "uniform_plan": "planning.fixed_rules",
 }
 
 __all__ = sorted(_HOMES)

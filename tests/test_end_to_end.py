@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from svd2onnx import pipeline
-from svd2onnx.cli import main
-from svd2onnx.report import LatencyReport
+from svd2onnx.cli.main import main
+from svd2onnx.pipeline import compress_export as pipeline
+from svd2onnx.reporting.report import LatencyReport
 from svd2onnx_runtime import open_session, run
 
 SOURCE = Path(__file__).parents[1] / "models" / "minilm.py"

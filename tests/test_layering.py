@@ -1,6 +1,7 @@
 """Imports point downwards only, and what must be light stays light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,25 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "svd2onnx").glob("**/*.py"))
+PACKAGE = ROOT / "svd2onnx"
+MODULES = sorted(PACKAGE.glob("*/**/*.py"))
 
-# Lowest first: a module imports only modules that stand before it.
-LAYERS = (
-    "errors environment interruption failures progress once self_contained executors device workers "
-    "drafts outputs memory spill room scales schema quantize moments descent lowrank convolution "
-    "convex_hull layer_statistics layers decoder loading probes agreement gathering calibrate rounding "
-    "factors realize promising score activations planner candidates records entries cache recall knapsack "
-    "deadline report wording charts page goals modules straight_through teacher student rewrite recover "
-    "liveness nodes code_nodes folding convolution_nodes table_nodes stored qdq signature export integer "
-    "layer_graphs latency settings sources sources.images sources.inputs sources.network sources.archive "
-    "sources.pickles sources.program_text sources.program_safety sources.graph_operators "
-    "sources.graph_layers sources.exported sources.safetensor_files sources.state_dict sources.pickled "
-    "sources.huggingface_config sources.tokenizer sources.huggingface sources.npz sources.calibration "
-    "sources.detect sources.source sources.load folded packed half forms plain batchnorm preparation "
-    "clock verify timing building choosing settling pipeline inspection sweep_points study sweep "
-    "generation tables plots artifact card triton packaging __init__ options console commands "
-    "commands.compress_export commands.sweep commands.inspect commands.bench commands.evaluate "
-    "commands.certify commands.generate commands.report commands.package commands.completion cli __main__"
+# Highest first: a wing imports only itself and wings that stand behind it.
+WINGS = (
+    "cli study pipeline latency deployment memo graph planning compression retraining calibration sources "
+    "network reporting compute values"
 ).split()
 
 BLOCK_AND_IMPORT = """
@@ -41,27 +30,23 @@ for module in pkgutil.iter_modules(svd2onnx_runtime.__path__):
 
 IMPORT_CLI = """
 import sys
-import svd2onnx.cli
+import svd2onnx.cli.main
 heavy = {"numpy", "rich", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "svd2onnx.pipeline"}
 print(*sorted(heavy & set(sys.modules)))
 """
 
 
-def layer_of(name: str) -> str:
-    """The module of LAYERS that holds ``name``, which is dotted and may end in a function or a class."""
-    while name and name not in LAYERS:
-        name = name.rpartition(".")[0]
-    return name or "__init__"
-
-
 def name_of(path: Path) -> str:
-    """The dotted name of a file below the package; that of a folder for its ``__init__.py``."""
-    name = ".".join(path.relative_to(ROOT / "svd2onnx").with_suffix("").parts)
+    """The dotted name of a file within the package; that of a folder for its ``__init__.py``."""
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
 
+NAMES = {name_of(path) for path in MODULES}
+
+
 def imports_of(path: Path) -> Iterator[str]:
-    """Yield every module of svd2onnx that a file imports, as it is named in LAYERS."""
+    """Yield every module of svd2onnx that a file imports, "" for the package itself."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -69,9 +54,11 @@ def imports_of(path: Path) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for package, _, rest in (name.partition(".") for name in names):
+        for package, _, name in (name.partition(".") for name in names):
             if package == "svd2onnx":
-                yield layer_of(rest)
+                while name and name not in NAMES:  # a function or a class of a module
+                    name = name.rpartition(".")[0]
+                yield name
 
 
 def run_python(code: str) -> str:
@@ -81,24 +68,35 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
+def test_every_file_has_a_wing() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(WINGS)
+    beside = sorted(path.name for path in PACKAGE.iterdir() if path.is_file())
+    assert beside == ["__init__.py", "__main__.py", "py.typed"]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_only_lower_layers(path: Path) -> None:
-    name = name_of(path)
-    assert name in LAYERS, f"place {name} in LAYERS, above all that it imports"
-    lower = LAYERS[: LAYERS.index(name)]
-    assert set(imports_of(path)) <= set(lower)
+def test_a_wing_imports_none_above_it(path: Path) -> None:
+    wing = name_of(path).partition(".")[0]
+    allowed = WINGS[WINGS.index(wing) :]
+    assert {name.partition(".")[0] for name in imports_of(path)} <= set(allowed)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter({name_of(path): set(imports_of(path)) for path in MODULES}).prepare()
 
 
 def test_imports_are_found_in_each_form(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(
-        "import svd2onnx.quantize\n"
-        "from svd2onnx import layers, compress_export\n"
+        "import svd2onnx.compression.quantize\n"
+        "from svd2onnx import compress_export\n"
+        "from svd2onnx.graph import nodes\n"
         "from svd2onnx_runtime import errors\n"
-        "from svd2onnx.commands.bench import bench\n"
-        "def f():\n    from svd2onnx.schema import QuantSpec\n"
+        "from svd2onnx.cli.commands.bench import bench\n"
+        "def f():\n    from svd2onnx.values.schema import QuantSpec\n"
     )
-    assert sorted(imports_of(file)) == ["__init__", "commands.bench", "layers", "quantize", "schema"]
+    found = ["", "cli.commands.bench", "compression.quantize", "graph.nodes", "values.schema"]
+    assert sorted(imports_of(file)) == found
 
 
 def test_the_runtime_imports_without_the_compressor_and_torch() -> None:

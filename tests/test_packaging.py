@@ -17,5 +17,5 @@ def test_the_wheel_holds_both_packages_and_what_is_no_python(tmp_path: Path) -> 
     for package, folder in (("svd2onnx", "svd2onnx"), ("svd2onnx_runtime", "runtime/svd2onnx_runtime")):
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
         assert {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in files} <= names
-    assert names >= {"svd2onnx/templates/report.html", "svd2onnx/templates/report.css"}
+    assert names >= {"svd2onnx/reporting/templates/report.html", "svd2onnx/deployment/templates/card.md"}
     assert any(name.endswith("entry_points.txt") for name in names)

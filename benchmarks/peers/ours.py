@@ -9,9 +9,9 @@ from benchmarks.task import Task
 
 
 def compress(task: Task, output: Path, **setting: Any) -> None:
-    """Any fields of ``svd2onnx.pipeline.Settings``."""
-    from svd2onnx.pipeline import compress_export
-    from svd2onnx.settings import Settings
+    """Any fields of ``svd2onnx.pipeline.compress_export.Settings``."""
+    from svd2onnx.pipeline.compress_export import compress_export
+    from svd2onnx.values.settings import Settings
 
     settings = Settings(exclude=task.kept, calibration_samples=task.calibration_samples, **setting)
     compress_export(task.source, output, settings, data=task.data)

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.task import Task
-from svd2onnx.building import Build, Builder
-from svd2onnx.calibrate import hold_out, without_probes
-from svd2onnx.candidates import Candidate
-from svd2onnx.choosing import priced_menu, uniform_plans
-from svd2onnx.goals import SizeGoal
-from svd2onnx.layer_statistics import LayerStatistics
-from svd2onnx.loading import Batch
-from svd2onnx.outputs import staged
-from svd2onnx.pipeline import gather_statistics, predicted_error
-from svd2onnx.planner import with_activations
-from svd2onnx.preparation import Prepared, prepare
-from svd2onnx.progress import silent
-from svd2onnx.report import Choice
-from svd2onnx.schema import ACTIVATIONS
-from svd2onnx.settings import Settings
-from svd2onnx.settling import better_of, reach
+from svd2onnx.calibration.calibrate import hold_out, without_probes
+from svd2onnx.calibration.layer_statistics import LayerStatistics
+from svd2onnx.compute.atomic_output import atomic_files
+from svd2onnx.compute.progress import silent
+from svd2onnx.pipeline.builder import Build, Builder
+from svd2onnx.pipeline.compress_export import gather_statistics, predicted_error
+from svd2onnx.pipeline.goal_choice import priced_menu, uniform_plans
+from svd2onnx.pipeline.plan_search import better_of, reach
+from svd2onnx.pipeline.preparation import Prepared, prepare
+from svd2onnx.planning.candidates import Candidate
+from svd2onnx.planning.fixed_rules import with_activations
+from svd2onnx.planning.goals import SizeGoal
+from svd2onnx.reporting.report import Choice
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.values.schema import ACTIVATIONS
+from svd2onnx.values.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def compress(
 ) -> None:
     """Plan for ``bits`` of the file per Linear weight, and retrain for ``recover`` steps.
 
-    ``activations`` is "float" or "int8", see ``svd2onnx.integer``. What was predicted is written beside
-    ``output``, as JSON under the suffix ``.predicted``.
+    ``activations`` is "float" or "int8", see ``svd2onnx.graph.int8_matmul``. What was predicted is
+    written beside ``output``, as JSON under the suffix ``.predicted``.
     """
     planned = plan_size(task, output, bits, recover, activations)
     output.with_suffix(".predicted").write_text(json.dumps(planned.predicted))
@@ -77,7 +77,7 @@ def plan_size(
     sites = priced.prepared.sites
     uniform = [with_activations(plan, sites, activations) for plan in uniform_plans(sites)]
     goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target)
-    with staged(output) as (draft,):
+    with atomic_files(output) as (draft,):
         builder = Builder(
             priced.prepared, priced.statistics, priced.judging, draft, task.graph, "cpu", silent
         )

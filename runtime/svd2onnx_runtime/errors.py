@@ -1,7 +1,7 @@
 """The root of every error that svd2onnx raises on purpose.
 
 It lives in the runtime package because imports point downwards only: the compressor's own errors
-(``svd2onnx.errors``) derive from it, and the command line catches this one class.
+(``svd2onnx.values.errors``) derive from it, and the command line catches this one class.
 
     Svd2OnnxError
     |- ProviderError      the execution provider asked for is not to be had here

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.errors import SourceError, one_line
+from svd2onnx.values.errors import SourceError, one_line
 
 MOST_MEMBERS = 200_000
 MOST_JSON_BYTES = 512 << 20

@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import Batch
 from svd2onnx.sources.images import ImageSamples, Preprocessing, images_in
 from svd2onnx.sources.inputs import required_arguments, rows_of
+from svd2onnx.sources.model_file import Batch
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.npz import read_npz
 from svd2onnx.sources.safetensor_files import read_safetensors
+from svd2onnx.values.errors import SourceError
 
 EVALUATED = 5
 """One sample in so many is held out for evaluation, and at most MOST_EVALUATED."""

@@ -10,7 +10,7 @@ import os
 import zipfile
 from pathlib import Path
 
-from svd2onnx.errors import SourceError
+from svd2onnx.values.errors import SourceError
 
 _HEAD = 4096
 _EXPECTED = (

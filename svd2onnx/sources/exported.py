@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.graph_layers import as_modules, inline_modes
 from svd2onnx.sources.graph_operators import operator_of
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
+from svd2onnx.values.errors import SourceError, one_line
 
 _SEQUENCE = 16
 """Of a dynamic axis that the program's example does not tell."""

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.decoder import WithPast
-from svd2onnx.errors import SourceError, one_line
+from svd2onnx.network.decoder import WithPast
 from svd2onnx.sources.huggingface_config import (
     WRITE_MODEL_FILE,
     check_size,
@@ -28,6 +27,7 @@ from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.tokenizer import tokenizing
+from svd2onnx.values.errors import SourceError, one_line
 
 LONGEST = 128
 """Tokens of a text that is calibrated on."""

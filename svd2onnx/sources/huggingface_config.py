@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.archive import damaged
+from svd2onnx.values.errors import SourceError, one_line
 
 WRITE_MODEL_FILE = "write a model file (.py) that loads it"
 _MOST_CONFIG_BYTES = 16 << 20

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svd2onnx.errors import SourceError, one_line
-from svd2onnx.loading import Batch
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.values.errors import SourceError, one_line
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import Batch
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.values.errors import SourceError
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import Batch, ModelFile, load_model_file
-from svd2onnx.settings import Settings
 from svd2onnx.sources.calibration import read_samples
 from svd2onnx.sources.detect import kind_of
 from svd2onnx.sources.exported import load_exported
 from svd2onnx.sources.inputs import parse_shapes, random_batch, required_arguments
+from svd2onnx.sources.model_file import Batch, ModelFile, load_model_file
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.pickled import as_network, load_pickle
 from svd2onnx.sources.safetensor_files import read_safetensors, read_sharded
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.state_dict import load_into, tensors_of
+from svd2onnx.values.errors import SourceError
+from svd2onnx.values.settings import Settings
 
 _NO_DATA = (
     "no --calibration was given: the fidelity was measured on random inputs, which tell little of real "

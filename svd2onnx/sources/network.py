@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from svd2onnx.decoder import WithPast
-from svd2onnx.loading import Batch
+from svd2onnx.network.decoder import WithPast
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import InputSpec
+from svd2onnx.sources.model_file import Batch
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from svd2onnx.errors import SourceError, one_line
-from svd2onnx.loading import Batch
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.values.errors import SourceError, one_line
 
 MOST_BYTES = 16 << 30
 """Of all arrays together; a file of compressed ones may claim any number."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from svd2onnx.errors import SourceError, one_line
 from svd2onnx.sources.pickles import foreign_globals, load_weights_only
+from svd2onnx.values.errors import SourceError, one_line
 
 
 def load_pickle(path: Path, *, trusted: bool) -> Any:

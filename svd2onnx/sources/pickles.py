@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svd2onnx.errors import SourceError
 from svd2onnx.sources.archive import damaged, open_archive
+from svd2onnx.values.errors import SourceError
 
 _DTYPES = (
     "Double Float Half Long Int Short Char Byte Bool BFloat16 ComplexDouble ComplexFloat QUInt8 QInt8 "

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from svd2onnx.errors import SourceError
 from svd2onnx.sources.archive import Archive, open_archive
 from svd2onnx.sources.pickles import load_weights_only
 from svd2onnx.sources.program_text import Unsafe, check_tensor_name, cleaned
+from svd2onnx.values.errors import SourceError
 
 MODEL = "model"
 """The name that torch.export.save gives the one program of a file."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from svd2onnx.errors import SourceError
 from svd2onnx.sources.archive import damaged
+from svd2onnx.values.errors import SourceError
 
 MOST_INDEX_BYTES = 64 << 20
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from svd2onnx.decoder import WithPast
-from svd2onnx.loading import Batch, DynamicShapes, ModelFile
+from svd2onnx.network.decoder import WithPast
+from svd2onnx.sources.model_file import Batch, DynamicShapes, ModelFile
 
 
 @dataclass(frozen=True)
 class Source:
-    """See ``svd2onnx.loading`` for what the parts mean: they are those of a model file.
+    """See ``svd2onnx.sources.model_file`` for what the parts mean: they are those of a model file.
 
     ``calibrated`` tells whether the split "calibration" is data, and not random numbers that merely fit;
     ``warnings`` are for the report.

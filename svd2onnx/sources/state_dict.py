@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.errors import SourceError
+from svd2onnx.values.errors import SourceError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 """Under which training scripts keep the weights beside the optimizer's state."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from svd2onnx.errors import SourceError, one_line
-from svd2onnx.loading import Batch
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.values.errors import SourceError, one_line
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 

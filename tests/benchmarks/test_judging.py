@@ -7,7 +7,7 @@ import pytest
 from benchmarks.judging import Judge, judge_of
 from benchmarks.peers import ort_nbits
 from benchmarks.task import Task, load_task
-from svd2onnx.loading import as_arrays
+from svd2onnx.sources.model_file import as_arrays
 from svd2onnx_runtime import evaluate
 
 

@@ -16,8 +16,8 @@ def test_singular_values_fall_as_asked() -> None:
 def test_what_is_the_same_has_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
     row = compared(weight_of(64, 0.5), curvature_of(64), 0.5, 32, 1)  # too small for projections
     assert (row.side, row.rank, row.truncated, row.rounded) == (64, 32, 1, 1)
-    monkeypatch.setattr("svd2onnx.lowrank._LARGE", 64)
-    monkeypatch.setattr("svd2onnx.lowrank._POWERS", 0)
+    monkeypatch.setattr("svd2onnx.compression.lowrank._LARGE", 64)
+    monkeypatch.setattr("svd2onnx.compression.lowrank._POWERS", 0)
     row = compared(weight_of(64, 0.5), curvature_of(64), 0.5, 8, 1)
     assert 1 < row.truncated < 1.5
     assert row.projected_seconds > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from svd2onnx.cli import main
+from svd2onnx.cli.main import main
 from tests.docs.documents import ROOT
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from svd2onnx.cli import main
+from svd2onnx.cli.main import main
 from tests.docs.documents import DOCUMENTS, ROOT, commands_of, inline_codes
 
 COMMANDS = [

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from svd2onnx.pipeline import compress_export
-from svd2onnx.settings import Settings
+from svd2onnx.pipeline.compress_export import compress_export
+from svd2onnx.values.settings import Settings
 from svd2onnx_runtime import open_session, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import load_model_file
+from svd2onnx.sources.model_file import load_model_file
+from svd2onnx.values.errors import SourceError
 
 pytest.importorskip("transformers")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import load_model_file
+from svd2onnx.sources.model_file import load_model_file
+from svd2onnx.values.errors import SourceError
 
 PATH = Path(__file__).parents[2] / "models" / "fashion_vgg.py"
 FILE = "fashion_vgg.safetensors"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.loading import load_model_file
+from svd2onnx.sources.model_file import load_model_file
 
 PATH = Path(__file__).parents[2] / "models" / "minilm.py"
 SPLITS = ("calibration", "recovery", "evaluation")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import load_model_file
+from svd2onnx.sources.model_file import load_model_file
+from svd2onnx.values.errors import SourceError
 
 PATH = Path(__file__).parents[2] / "models" / "resnet20.py"
 FILE = "resnet20-12fca82f.th"

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.export import export
-from svd2onnx.loading import load_model_file
-from svd2onnx.planner import uniform_plan
-from svd2onnx.preparation import prepare
-from svd2onnx.realize import realize
-from svd2onnx.rewrite import rewrite
-from svd2onnx.schema import QuantSpec
-from svd2onnx.settings import Settings
+from svd2onnx.compression.realize import realize
+from svd2onnx.graph.export import export
+from svd2onnx.network.rewrite import rewrite
+from svd2onnx.pipeline.preparation import prepare
+from svd2onnx.planning.fixed_rules import uniform_plan
+from svd2onnx.sources.model_file import load_model_file
+from svd2onnx.values.schema import QuantSpec
+from svd2onnx.values.settings import Settings
 from svd2onnx_runtime import certify, generate, open_session
 
 PATH = Path(__file__).parents[2] / "models" / "smollm2.py"

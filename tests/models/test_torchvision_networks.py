@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.loading import load_model_file
+from svd2onnx.sources.model_file import load_model_file
+from svd2onnx.values.errors import SourceError
 
 MODELS = Path(__file__).parents[2] / "models"
 KNOWN = {

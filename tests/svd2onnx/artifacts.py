@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from click.testing import CliRunner
 
-from svd2onnx.cli import main
-from svd2onnx.report import file_digest
+from svd2onnx.cli.main import main
+from svd2onnx.reporting.report import file_digest
 from tests.svd2onnx.conftest import MODEL_FILE
 
 Edit = Callable[[dict[str, Any]], object]

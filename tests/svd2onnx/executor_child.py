@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 
-from svd2onnx.calibrate import calibrate
-from svd2onnx.candidates import candidates
-from svd2onnx.errors import ExecutorError
-from svd2onnx.executors import executor
-from svd2onnx.layers import discover
-from svd2onnx.planner import uniform_plan
-from svd2onnx.realize import realize
-from svd2onnx.records import digest
-from svd2onnx.schema import QuantSpec
-from svd2onnx.workers import finished
+from svd2onnx.calibration.calibrate import calibrate
+from svd2onnx.compression.realize import realize
+from svd2onnx.compute.executors import executor
+from svd2onnx.compute.workers import finished
+from svd2onnx.memo.records import digest
+from svd2onnx.network.layers import discover
+from svd2onnx.planning.candidates import candidates
+from svd2onnx.planning.fixed_rules import uniform_plan
+from svd2onnx.values.errors import ExecutorError
+from svd2onnx.values.schema import QuantSpec
 from tests.svd2onnx.networks import Vectors, batches_of, seeded
 from tests.svd2onnx.processes import descendants, parent_of
 

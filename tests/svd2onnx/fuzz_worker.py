@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 def run_command(command: str, graph: Path, reference: Path, task: Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command on ``graph``."""
-    from svd2onnx.cli import main
+    from svd2onnx.cli.main import main
 
     shared = ("--provider", "cpu")
     arguments = {

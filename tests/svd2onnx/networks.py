@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.calibrate import calibrate
-from svd2onnx.export import export, infer_dynamic_shapes
-from svd2onnx.layer_statistics import LayerStatistics
-from svd2onnx.layers import discover
-from svd2onnx.planner import uniform_plan
-from svd2onnx.qdq import QuantizedNode
-from svd2onnx.realize import realize
-from svd2onnx.rewrite import rewrite
-from svd2onnx.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
+from svd2onnx.calibration.calibrate import calibrate
+from svd2onnx.calibration.layer_statistics import LayerStatistics
+from svd2onnx.compression.realize import realize
+from svd2onnx.graph.export import export, infer_dynamic_shapes
+from svd2onnx.graph.qdq import QuantizedNode
+from svd2onnx.network.layers import discover
+from svd2onnx.network.rewrite import rewrite
+from svd2onnx.planning.fixed_rules import uniform_plan
+from svd2onnx.values.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
 
 Batch = dict[str, Tensor]
 

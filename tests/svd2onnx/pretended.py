@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from svd2onnx import preparation
-from svd2onnx.device import CPU
+from svd2onnx.compute.device import CPU
+from svd2onnx.pipeline import preparation
 
 CUDA = torch.device("cuda", 0)
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-COMMAND = (sys.executable, "-c", "from svd2onnx.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from svd2onnx.cli.main import main; main()")
 PREVIOUS = {
     "out.onnx": b"old graph",
     "out.onnx.report.json": b"old report",

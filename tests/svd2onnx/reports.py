@@ -3,7 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from svd2onnx.report import Choice, CompressionReport, LatencyReport, LayerReport, Retraining, SizePoint
+from svd2onnx.reporting.report import (
+    Choice,
+    CompressionReport,
+    LatencyReport,
+    LayerReport,
+    Retraining,
+    SizePoint,
+)
 from svd2onnx_runtime import Certificate, EvaluationResult
 
 LAYERS = (

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from svd2onnx.decoder import WithPast
+from svd2onnx.network.decoder import WithPast
 
 objective = "kl"
 dynamic_shapes = {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attention_mask")}

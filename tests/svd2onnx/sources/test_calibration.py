@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from svd2onnx.settings import Settings
 from svd2onnx.sources.calibration import ArraySamples, Splits, read_samples
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import InputSpec, parse_shapes, random_batch
 from svd2onnx.sources.load import with_data
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.npz import read_npz
+from svd2onnx.values.settings import Settings
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.sources import files
 

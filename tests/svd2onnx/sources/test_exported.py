@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.errors import SourceError
-from svd2onnx.layers import discover
+from svd2onnx.network.layers import discover
 from svd2onnx.sources.exported import load_exported
+from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.networks import NETWORKS, Images, batches_of, seeded
 from tests.svd2onnx.sources.files import Pictures, Texts, export_program, picture_program, text_program
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.errors import SourceError
 from svd2onnx.sources.pickles import foreign_globals, load_weights_only, tensors_in
 from svd2onnx.sources.state_dict import load_into, tensors_of
+from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.networks import Mlp, TiedHead, seeded
 from tests.svd2onnx.sources.files import Harm, state_dict
 

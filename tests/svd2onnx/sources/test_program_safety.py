@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from svd2onnx.errors import SourceError
 from svd2onnx.sources.exported import load_exported
 from svd2onnx.sources.program_safety import safe_copy
+from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.sources.files import Harm, edited_archive, edited_json, text_program
 
 Edit = Callable[[Any], object]

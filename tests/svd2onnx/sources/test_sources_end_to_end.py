@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from svd2onnx.cli import main
+from svd2onnx.cli.main import main
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.sources import files
@@ -69,7 +69,7 @@ def test_a_state_dict_is_what_is_compressed(tmp_path: Path) -> None:
     source = tmp_path / "n.pt"
     torch.save({"state_dict": files.state_dict(), "epoch": 3}, source)
     compressed(source, "--model", files.model_file(tmp_path / "network.py"))
-    from svd2onnx.loading import load_model_file
+    from svd2onnx.sources.model_file import load_model_file
 
     network = load_model_file(tmp_path / "network.py").build()
     network.load_state_dict(files.state_dict())
@@ -171,8 +171,8 @@ def test_an_image_classifier_of_hugging_face(tmp_path: Path) -> None:
 
 
 def test_a_model_file_calibrated_on_other_data(tmp_path: Path) -> None:
-    from svd2onnx.preparation import prepare
-    from svd2onnx.settings import Settings
+    from svd2onnx.pipeline.preparation import prepare
+    from svd2onnx.values.settings import Settings
 
     source = files.model_file(tmp_path / "network.py")
     prepared = prepare(source, Settings(calibration=files.token_arrays(tmp_path / "x.npz")), None)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
-from svd2onnx.cli import main
+from svd2onnx.cli.main import main
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.sources import files
 from tests.svd2onnx.sources.files import Harm
@@ -329,8 +329,8 @@ def test_a_trusted_pickle_does_run(tmp_path: Path) -> None:
 
 
 def test_a_network_may_lie_in_a_checkpoint(tmp_path: Path) -> None:
-    from svd2onnx.errors import SourceError
     from svd2onnx.sources.pickled import as_network
+    from svd2onnx.values.errors import SourceError
 
     with pytest.raises(SourceError, match="holds Linear2"):
         as_network(type("Linear2", (), {})(), tmp_path / "x.pt")

@@ -1,0 +1,250 @@
+"""Sums over calibration batches, layer by layer: moments of inputs, and of the gradients at outputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from svd2onnx.calibration.layer_statistics import LayerStatistics, ProbedGammas, ProbedRows
+from svd2onnx.calibration.moments import WIDEST, add_outer_sum, add_square, outer_sum
+from svd2onnx.compute.device_store import DeviceStore
+from svd2onnx.network.convolution import Convolution, patches, weight_gradients
+from svd2onnx.values.schema import LayerSite
+
+TakeGradient = Callable[[Tensor, int], None]
+"""Takes the gradient at a layer's outputs, and the number of errors that its probe stands for."""
+SAMPLES = 2048
+"""Inputs kept of each layer for the article's rank rule."""
+LARGEST_OUTPUTS = 8192
+"""Layers with more outputs (a vocabulary) get no output moment, which would be larger than their weight."""
+_WIDE = 2048
+"""Inputs from which on products are summed in float32, in which they were made: float64 takes much memory."""
+PATCHES = 256
+"""Of each sample, that go into the moments of a convolution: neighbours are much alike."""
+
+
+class Rows:
+    """One layer's inputs in one pass: ``x`` [rows, in] without padding, sorted by sample.
+
+    Where the first axis is not the batch's, the whole batch is one sample: probes of different samples
+    are independent, so their cross terms vanish in expectation. They lie in ``store`` for the pass.
+    """
+
+    def __init__(
+        self, x: Tensor, mask: Tensor | None, batch: int, is_table: bool, store: DeviceStore
+    ) -> None:
+        self.key: Tensor | None = x  # keeps the tensor, and so its id, alive
+        leading = x.shape if is_table else x.shape[:-1]
+        width = () if is_table else x.shape[-1:]
+        samples = batch if len(leading) > 0 and leading[0] == batch else 1
+        self.real = None if mask is None or mask.shape != leading else mask.bool().flatten().to(x.device)
+        rows = self.flatten(x.detach(), width)
+        # A copy: what follows may change the tensor in place before its gradients come.
+        self.x = store.hold(rows.clone() if self.real is None else rows)
+        self._store = store
+        if self.real is None:
+            self.lengths = (len(self.x) // samples,) * samples
+        else:
+            self.lengths = tuple(self.real.reshape(samples, -1).sum(1).tolist())
+
+    def flatten(self, tensor: Tensor, width: tuple[int, ...]) -> Tensor:
+        """The rows of a tensor laid out as the inputs are, without padding."""
+        rows = tensor.reshape(-1, *width)
+        return rows if self.real is None else rows[self.real]
+
+    def release(self) -> None:
+        self.key = None
+
+    @functools.cached_property
+    def moments(self) -> tuple[int, Tensor, Tensor]:
+        """Count, mean float64 and centred scatter; of very wide inputs the scatter's diagonal."""
+        count, width = self.x.shape
+        mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
+        centred = self.x - mean.float()
+        scatter = outer_sum(centred, centred, whole=width <= WIDEST).to(_dtype(width))
+        add_square(scatter, centred.double().sum(dim=0), -1 / max(1, count))  # of rounding the mean
+        return count, mean, scatter
+
+    @functools.cached_property
+    def kept(self) -> Tensor:
+        """The rows as probes keep them, on the CPU."""
+        return self._store.keep(self.x.bfloat16() if self.x.is_floating_point() else self.x.clone())
+
+
+class _Moments:
+    """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
+
+    def __init__(self, width: int, keeps_samples: bool, store: DeviceStore) -> None:
+        self.keeps_samples, self._store = keeps_samples, store
+        self.count = 0
+        self.mean = store.zeros((width,), torch.float64)
+        self.scatter = _zeros(width, store, _dtype(width))
+        self.kept: list[Tensor] = []
+
+    def add(self, rows: Rows) -> None:
+        count, mean, scatter = rows.moments
+        if not count:
+            return
+        total = self.count + count
+        shift = mean - self.mean.to(mean.device)
+        _add(self.scatter, scatter)
+        add_square(self.scatter, shift, self.count * count / total)
+        _add(self.mean, shift * (count / total))
+        self.count = total
+        if self.keeps_samples:
+            keep = 128
+            self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone().cpu())
+
+    @property
+    def samples(self) -> Tensor | None:
+        if not self.kept:
+            return None
+        samples = torch.cat(self.kept)
+        return self._store.keep(samples[:: -(-samples.shape[0] // SAMPLES)].clone())
+
+
+class Gatherer:
+    """Accumulates the statistics of one site, that of a linear layer or a table."""
+
+    def __init__(self, site: LayerSite, keeps_samples: bool, store: DeviceStore) -> None:
+        rows, width = site.shape
+        self.moments = _Moments(width, keeps_samples, store) if site.kind == "linear" else None
+        self.outputs = width if self.moments is None else rows
+        self._sums = _Sums(self.outputs, width if self.moments else None, store)
+        self._store = store
+        self.probes: list[ProbedRows] = []
+
+    @property
+    def is_table(self) -> bool:
+        return self.moments is None
+
+    def seen(self, rows: Rows, fits: bool) -> TakeGradient:
+        """Take inputs of one call; what is returned takes the gradient of a probe at its outputs.
+
+        Those that the layer ``fits`` are summed up; others are kept as they are, to judge the fit.
+        """
+        if fits and self.moments is not None:
+            self.moments.add(rows)
+        return lambda gradient, count: self._add(rows, gradient, count, fits)
+
+    def _add(self, rows: Rows, gradient: Tensor, count: int, fits: bool) -> None:
+        g = rows.flatten(gradient.detach(), (self.outputs,))
+        if not fits:
+            kept = self._store.keep(g.bfloat16())
+            self.probes.append(ProbedRows(rows.kept, kept, rows.lengths, count))
+            return
+        self._sums.add_outputs(g, count)
+        if self.moments is None:
+            return
+        x = rows.x - self.moments.mean.float().to(g.device)
+        # Gamma^T Gamma = X^T (g g^T) X, by way of the rows: cheaper than Gamma, which is [out, in].
+        parts = zip(torch.split(x, list(rows.lengths)), torch.split(g, list(rows.lengths)), strict=True)
+        guided = torch.cat([(g_sample @ g_sample.T) @ x_sample for x_sample, g_sample in parts])
+        self._sums.add_guided(x, guided)
+
+    def finish(self) -> LayerStatistics:
+        """The statistics; what was summed is divided in place, as all sites' sums are large."""
+        return _finished(self.moments, self._sums, self.probes)
+
+
+class ConvolutionGatherer:
+    """Accumulates the statistics of one convolution; a grouped one has no moments of inputs."""
+
+    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, store: DeviceStore) -> None:
+        rows, width = site.shape
+        self._module, self._store = module, store
+        self.moments = _Moments(width, keeps_samples, store) if site.groups == 1 else None
+        self._sums = _Sums(rows, width if self.moments else None, store)
+        self.probes: list[ProbedGammas] = []
+
+    def seen(self, x: Tensor, fits: bool) -> TakeGradient:
+        """As of ``Gatherer``, of inputs [samples, in, *space]."""
+        if fits and self.moments is not None:
+            inputs = patches(self._module, x, PATCHES)
+            self.moments.add(Rows(inputs, None, 1, is_table=False, store=self._store))
+        # A copy: what follows may change the tensor in place before its gradients come.
+        kept = self._store.hold(x.clone())
+        return lambda gradient, count: self._add(kept, gradient.detach(), count, fits)
+
+    def _add(self, x: Tensor, g: Tensor, count: int, fits: bool) -> None:
+        gammas = weight_gradients(self._module, x, g)
+        if self.moments is not None:
+            mean = self.moments.mean.float().to(g.device)
+            sums = g.flatten(2).sum(2)
+            gammas = (gamma - torch.outer(own, mean) for gamma, own in zip(gammas, sums, strict=True))
+        if not fits:
+            kept = self._store.keep(torch.stack([gamma.bfloat16() for gamma in gammas]))
+            self.probes.append(ProbedGammas(kept, count))
+            return
+        self._sums.add_outputs(g.transpose(0, 1).flatten(1).T, count)
+        if self.moments is not None:
+            for gamma in gammas:
+                self._sums.add_guided(gamma, gamma)
+
+    def finish(self) -> LayerStatistics:
+        """The statistics."""
+        return _finished(self.moments, self._sums, self.probes)
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    total += part.to(total.device)
+
+
+def _dtype(width: int) -> torch.dtype:
+    """Of a scatter of so many inputs."""
+    return torch.float32 if width >= _WIDE else torch.float64
+
+
+def _zeros(width: int, store: DeviceStore, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[width, width], or [width] where that would be too large."""
+    return store.zeros((width, width) if width <= WIDEST else (width,), dtype)
+
+
+class _Sums:
+    """Sums of products of gradients, over all errors so far: G [outputs, outputs] and B [width, width]."""
+
+    def __init__(self, outputs: int, width: int | None, store: DeviceStore) -> None:
+        self.errors = 0
+        self.outer = store.zeros((outputs, outputs)) if outputs <= LARGEST_OUTPUTS else None
+        self.guided = None if width is None else _zeros(width, store)
+
+    def add_outputs(self, g: Tensor, count: int) -> None:
+        if self.outer is not None:
+            add_outer_sum(self.outer, g, g)
+        self.errors += count
+
+    def add_guided(self, rows: Tensor, others: Tensor) -> None:
+        assert self.guided is not None
+        add_outer_sum(self.guided, rows, others)
+
+
+def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:
+    """Whether the inputs came, and were numbers."""
+    moments = gatherer.moments
+    return moments is None or (moments.count > 0 and bool(torch.isfinite(moments.mean).all()))
+
+
+def _finished(
+    moments: _Moments | None, sums: _Sums, probes: Sequence[ProbedRows | ProbedGammas]
+) -> LayerStatistics:
+    observed = sums.errors > 0
+    outer = sums.outer.div_(sums.errors) if observed and sums.outer is not None else None
+    if moments is None or sums.guided is None:
+        return LayerStatistics(0, output_moment=outer, probes=tuple(probes))
+    guided = None
+    if observed and sums.guided.ndim == 2:
+        guided = sums.guided.add_(sums.guided.T.clone()).div_(2 * sums.errors)
+    elif observed:
+        guided = sums.guided.div_(sums.errors)
+    return LayerStatistics(
+        moments.count,
+        moments.mean,
+        moments.scatter.div_(max(1, moments.count)),
+        moments.samples,
+        outer,
+        guided,
+        tuple(probes),
+    )

@@ -1,0 +1,222 @@
+"""What a layer sees on real data, gathered in one streaming pass over the calibration batches.
+
+The moments are what weights are fitted to; held-out samples judge the fit, because a fit looks better on
+its own data than it is. Moments are summed over the batches in float64; padding is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from svd2onnx.calibration.accumulation import ConvolutionGatherer, Gatherer, Rows, is_sound
+from svd2onnx.calibration.layer_statistics import LayerStatistics
+from svd2onnx.calibration.network_error import first_output
+from svd2onnx.calibration.probes import probe
+from svd2onnx.compute.device import device_of
+from svd2onnx.compute.device_store import DeviceStore
+from svd2onnx.compute.memory import release_freed
+from svd2onnx.compute.tensor_store import TensorStore
+from svd2onnx.network.convolution import convolution_at
+from svd2onnx.sources.model_file import Batch, arguments_of
+from svd2onnx.values.errors import SourceError
+from svd2onnx.values.schema import LayerSite
+
+HELD_OUT = 6
+PROBES = 512
+"""Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
+MOST_DRAWS = 2
+SMALL_BATCH = 512
+"""Numbers of an input: tokens of a text."""
+MOST_PROBE_BYTES = 3 << 30
+"""Of probes together: large networks are judged on fewer samples."""
+_NO_GRADIENTS = (
+    "no gradients reach the layers from the network's first output, which calibration needs: forward must "
+    "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
+)
+
+
+def calibrate(
+    model: nn.Module,
+    sites: Sequence[LayerSite],
+    batches: Iterable[Batch],
+    objective: str | None = None,
+    held_out: Iterable[Batch] = (),
+    draws: int = 1,
+    seed: int = 0,
+    store: TensorStore | None = None,
+) -> dict[str, LayerStatistics]:
+    """Run ``model`` over ``batches`` and gather the statistics of each usable site, by site name.
+
+    With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
+    ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
+
+    A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
+    every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies in
+    ``store``, wherever the network is, and passes are computed.
+
+    Raises:
+        SourceError: a layer's inputs are missing or not finite, or no gradient reaches any layer.
+    """
+    usable = [site for site in sites if site.skip_reason is None]
+    if objective is None:
+        usable = [site for site in usable if site.kind != "embedding" and site.groups == 1]
+    if not usable:
+        return {}
+    keeps_samples, sums = objective is None, DeviceStore(device_of(model), store or TensorStore())
+    gatherers = {site.name: _gatherer(model, site, keeps_samples, sums) for site in usable}
+    # One module may have several names: its inputs count once.
+    owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        _observe(model, owners, batch, objective, 0, generator, sums)
+    for batch in held_out:
+        if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
+            break
+        _observe(model, owners, batch, objective, draws, generator, sums)
+    for name, gatherer in gatherers.items():
+        if not is_sound(gatherer):
+            raise SourceError(
+                f"the inputs of layer {name!r} are missing or not finite on the calibration data; "
+                "check the network and inputs('calibration')"
+            )
+    return {name: sums.kept(gatherer.finish()) for name, gatherer in gatherers.items()}
+
+
+def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """What is still needed once candidates are priced; probes take most of the memory."""
+    return {name: replace(own, probes=()) for name, own in statistics.items()}
+
+
+def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Split ``batches`` into those to fit and those to judge with: every sixth, from the second on.
+
+    A single batch is split by its rows; one of a single row serves for both.
+    """
+    if len(batches) > 1:
+        judging = list(batches[1::HELD_OUT])
+        return [batch for i, batch in enumerate(batches) if i % HELD_OUT != 1], judging
+    (batch,) = batches
+    rows = next(iter(batch.values())).shape[0]
+    cut = rows - max(1, rows // HELD_OUT)
+    if cut == 0 or any(tensor.shape[:1] != (rows,) for tensor in batch.values()):
+        return [batch], [batch]
+    parts = slice(None, cut), slice(cut, None)
+    fit, judge = ({name: tensor[part] for name, tensor in batch.items()} for part in parts)
+    return [fit], [judge]
+
+
+def probe_draws(judging: Sequence[Batch]) -> int:
+    """How often each held-out sample is probed: more often where they are few."""
+    samples = sum(next(iter(batch.values())).shape[0] for batch in judging)
+    return min(MOST_DRAWS, -(-PROBES // samples))
+
+
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """The first rows of every tensor that has as many as the batch."""
+    return _rows(batch, slice(rows))
+
+
+def in_small_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of ``SMALL_BATCH`` numbers of each input, or of one row.
+
+    What a pass keeps for its gradients is as much smaller; but the sums of all layers are read and written
+    in each pass, so single rows of a text model would take longer.
+    """
+    return [part for batch in batches for part in _parts(batch)]
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    size = next(iter(batch.values())).shape[0]
+    row = max(tensor.numel() for tensor in batch.values()) // max(1, size)
+    step = max(1, SMALL_BATCH // max(1, row))
+    for start in range(0, size, step):
+        yield _rows(batch, slice(start, start + step))
+
+
+def _rows(batch: Batch, part: slice) -> Batch:
+    size = next(iter(batch.values())).shape[0]
+    return {name: t[part] if t.shape[:1] == (size,) else t for name, t in batch.items()}
+
+
+def _gatherer(
+    model: nn.Module, site: LayerSite, keeps_samples: bool, store: DeviceStore
+) -> Gatherer | ConvolutionGatherer:
+    if site.kind == "convolution":
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, store)
+    return Gatherer(site, keeps_samples, store)
+
+
+def _observe(
+    model: nn.Module,
+    owners: dict[nn.Module, Gatherer | ConvolutionGatherer],
+    batch: Batch,
+    objective: str | None,
+    draws: int,
+    generator: torch.Generator,
+    store: DeviceStore,
+) -> None:
+    """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep.
+
+    What it keeps for these lies in ``store``.
+    """
+    arguments = arguments_of(model, batch)
+    size = next(iter(arguments.values())).shape[0]
+    mask = batch.get("attention_mask")
+    seen: dict[tuple[int, int], Rows] = {}
+    count = 0
+
+    def rows_of(gatherer: Gatherer, x: Tensor) -> Rows:
+        # Query, key and value see one tensor: its moments are computed once.
+        # A change in place, as of a residual stream, gives it another version.
+        key = id(x), 0 if x.is_inference() else x._version
+        return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table, store))
+
+    def hook(gatherer: Gatherer | ConvolutionGatherer) -> Callable[..., Any]:
+        def forward(
+            _module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, output: Tensor
+        ) -> Tensor | None:
+            x = args[0] if args else kwargs["input"]
+            take: Callable[[Tensor, int], None]
+            if isinstance(gatherer, Gatherer):
+                take = gatherer.seen(rows_of(gatherer, x), fits=not draws)
+            else:
+                take = gatherer.seen(x.detach(), fits=not draws)
+            if objective is None:
+                return None
+            if not torch.is_grad_enabled():
+                raise SourceError(_NO_GRADIENTS)
+            # A leaf cannot be changed in place by what follows.
+            result = output if output.requires_grad else output.detach().requires_grad_().clone()
+            # Taken one by one, as they come: together they are as large as the activations.
+            result.register_hook(lambda g: take(g, count))  # type: ignore[no-untyped-call]
+            return result
+
+        return forward
+
+    handles = [
+        module.register_forward_hook(hook(gatherer), with_kwargs=True) for module, gatherer in owners.items()
+    ]
+    try:
+        # What is packed must be no node of the graph itself, or it would never be freed.
+        in_store = saved_tensors_hooks(lambda tensor: store.hold(tensor.detach()), lambda held: held)
+        with torch.set_grad_enabled(objective is not None), in_store:
+            output = first_output(model, batch)
+            if objective is not None:
+                if not output.requires_grad:
+                    raise SourceError(_NO_GRADIENTS)
+                for left in range(max(1, draws), 0, -1):
+                    loss, count = probe(objective, output, batch, generator)
+                    loss.backward(retain_graph=left > 1)  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+        # Break the cycle of tensors, hooks and rows, which would keep the whole graph alive.
+        for rows in seen.values():
+            rows.release()
+        release_freed()

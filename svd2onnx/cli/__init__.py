@@ -1,0 +1,1 @@
+"""The command line: commands, options, the terminal, tables and plots, and what becomes of failures."""

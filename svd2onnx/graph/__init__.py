@@ -1,0 +1,1 @@
+"""ONNX: the exporter, and passes over the graph that it writes."""

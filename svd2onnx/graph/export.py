@@ -1,0 +1,214 @@
+"""Network -> ONNX: torch.onnx's exporter, the quantized initializers, and what made the file.
+
+The exported graph has one input for each argument and dynamic dimensions named as in
+``dynamic_shapes``, or found by comparing the calibration batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.graph.liveness import dead_layers
+from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
+from svd2onnx.graph.signature import VERSION_KEY
+from svd2onnx.graph.stored_matmuls import plan_again
+from svd2onnx.network.decoder import Traced
+from svd2onnx.sources.model_file import DynamicShapes
+from svd2onnx.values.errors import ExportError, one_line
+from svd2onnx.values.schema import CompressedLayer
+
+OPSET = 21
+"""The first opset whose DequantizeLinear takes blocks and int4."""
+OPSET_INT2 = 25
+"""The first opset with int2."""
+LARGEST_WEIGHTS = 2**31 - 2**26
+"""Bytes of weights in one file; protobuf's limit is 2 GiB, and the graph needs room too."""
+
+
+def export_float(
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    dynamic_shapes: DynamicShapes,
+    path: Path,
+    *,
+    with_shapes: bool = False,
+    traced: Traced | None = None,
+) -> None:
+    """Write ``model`` as it is, or ``traced`` in its place: the float32 reference.
+
+    As in compressed files, the shapes of values are left out, unless ``with_shapes``: onnxruntime 1.31 runs
+    some float graphs slower where they are noted, and the difference shall be that of the compression alone.
+
+    Raises:
+        ExportError: the exporter cannot express the network.
+    """
+    exported = _to_onnx(traced or Traced(model, example, dynamic_shapes), OPSET)
+    if not with_shapes:
+        drop_inferable(exported)
+    save(exported, path)
+
+
+def export(
+    model: nn.Module,
+    layers: Mapping[str, CompressedLayer],
+    example: Mapping[str, Tensor],
+    dynamic_shapes: DynamicShapes,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+    traced: Traced | None = None,
+) -> list[QuantizedNode]:
+    """Write a rewritten network with its codes as integers.
+
+    Args:
+        model: what ``rewrite`` returned.
+        layers: its compressed layers by site name.
+        example: forward's arguments, in order; dynamic dimensions of at least 2.
+        dynamic_shapes: {argument: {dimension: name}}.
+        path: the file to write; more than 2 GiB of weights go to ``weights_file``.
+        metadata: further entries of the file's metadata.
+        traced: what is exported in the network's place, of the same weights.
+
+    Returns:
+        The MatMul nodes that onnxruntime is expected to fuse with their DequantizeLinear.
+
+    Raises:
+        ExportError: the exporter cannot express the network, or a compressed weight is not in its graph.
+    """
+    opset = opset_for(layers)
+    onnx_model = _to_onnx(traced or Traced(model, example, dynamic_shapes), opset)
+    cut = any(not layer.form.specs for layer in layers.values())
+    dead = dead_layers(model, layers, example) if cut else set()
+    planned = insert_dequantize(onnx_model.graph, layers, dead)
+    onnx_model.producer_name = "svd2onnx"
+    onnx_model.producer_version = version("svd2onnx")
+    onnx_model.metadata_props.update(metadata or {})
+    onnx_model.metadata_props[VERSION_KEY] = version("svd2onnx")
+    list_matmuls(onnx_model, planned)
+    drop_inferable(onnx_model)
+    save(onnx_model, path)
+    return planned
+
+
+def list_matmuls(model: ir.Model, matmuls: Sequence[QuantizedNode]) -> None:
+    """Note in the file's metadata which MatMuls are quantized, for ``svd2onnx_runtime.certify``."""
+    plan_again(model, [matmul.to_json() for matmul in matmuls])
+
+
+def opset_for(layers: Mapping[str, CompressedLayer]) -> int:
+    """The lowest opset that has the integer types of ``layers``."""
+    bits = {spec.bits for layer in layers.values() for spec in layer.form.specs}
+    return OPSET_INT2 if 2 in bits else OPSET
+
+
+def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, dict[int, str]]:
+    """Dimensions that differ between ``batches``, and every first one, by argument.
+
+    Dimensions whose sizes agree in all batches share a name: "batch" for the first, then "dim_1", ...
+    """
+    names: dict[tuple[int, ...], str] = {}
+    shapes: dict[str, dict[int, str]] = {}
+    for argument, first in batches[0].items():
+        shapes[argument] = {}
+        for dimension in range(first.ndim):
+            sizes = tuple(batch[argument].shape[dimension] for batch in batches)
+            if dimension == 0:
+                shapes[argument][0] = names.setdefault(sizes, "batch" if not names else f"dim_{len(names)}")
+            elif len(set(sizes)) > 1:
+                shapes[argument][dimension] = names.setdefault(sizes, f"dim_{max(1, len(names))}")
+    return shapes
+
+
+def _to_onnx(traced: Traced, opset: int) -> ir.Model:
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                traced.module,
+                kwargs=dict(traced.arguments),
+                input_names=list(traced.inputs or traced.arguments),
+                output_names=list(traced.outputs) or None,
+                dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            cause = error.__cause__ or error  # the exporter's own message is general advice
+            raise ExportError(
+                f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
+            ) from error
+    assert program is not None
+    model_proto: ir.Model = program.model
+    _drop_origins(model_proto)
+    return model_proto
+
+
+def _drop_origins(model: ir.Model) -> None:
+    """Remove the exporter's stack traces: they cost bytes and tell the paths of whoever made the file."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``, with weights of more than 2 GiB in ``weights_file``."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    external = None if size <= LARGEST_WEIGHTS else weights_file(path).name
+    ir.save(model, path, external_data=external)
+    if external is None:
+        weights_file(path).unlink(missing_ok=True)  # of a larger graph that was there
+
+
+def weights_file(path: Path) -> Path:
+    """Where the weights of the graph at ``path`` are, if not in it: one file holds at most 2 GiB."""
+    return path.with_name(f"{path.name}.data")
+
+
+def drop_inferable(model: ir.Model) -> None:
+    """Remove the types and shapes of all values but inputs and outputs.
+
+    Written out they take more bytes than the nodes, and runtimes infer them anew.
+    """
+    made = (output for node in model.graph for output in node.outputs)
+    for value in (*made, *model.graph.initializers.values()):
+        if not (value.is_graph_input() or value.is_graph_output()):
+            value.shape = value.type = None
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's.
+
+    Nor are the intermediate graphs that it prints when it fails.
+    """
+    names = (
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",  # has a level of its own
+        "torch.export",
+        "torch.fx.experimental.symbolic_shapes",
+        "onnxscript",
+    )
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

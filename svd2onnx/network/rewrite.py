@@ -1,0 +1,44 @@
+"""Put compressed layers in the place of the float ones: plan + network -> new network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from svd2onnx.compute.tensor_store import TensorStore
+from svd2onnx.network.convolution import convolution_at
+from svd2onnx.network.layers import bias_of
+from svd2onnx.network.modules import CompressedConvolution, CompressedEmbedding, CompressedLinear
+from svd2onnx.values.schema import CompressedLayer, LayerSite
+
+
+def rewrite(
+    model: nn.Module,
+    sites: Sequence[LayerSite],
+    layers: Mapping[str, CompressedLayer],
+    store: TensorStore | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with each site in ``layers`` (by site name) compressed; ``model`` is kept.
+
+    Modules that share a weight share its compressed form; each keeps its own bias. All other
+    tensors are those of ``model``. What is new lies on ``store``.
+    """
+    store = store or TensorStore()
+    compressed = [site for site in sites if site.name in layers]
+    result = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    for site in compressed:
+        layer = layers[site.name]
+        for name in site.names:
+            replacement: nn.Module
+            if site.kind == "embedding":
+                replacement = CompressedEmbedding(layer)
+            elif site.kind == "convolution":
+                replacement = CompressedConvolution(layer, convolution_at(model, name))
+            else:
+                replacement = CompressedLinear(layer, bias_of(model, name))
+            store.keep_module(replacement)
+            parent, _, child = name.rpartition(".")
+            setattr(result.get_submodule(parent), child, replacement)
+    return result.eval()

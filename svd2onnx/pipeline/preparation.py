@@ -1,0 +1,161 @@
+"""What every command starts from: the network, its layers, and the batches it is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from svd2onnx.compute.device import CPU, placed, resolve_device
+from svd2onnx.compute.memory import release_at_once
+from svd2onnx.compute.progress import Track, silent
+from svd2onnx.compute.tensor_store import CreatedIn, TensorStore
+from svd2onnx.graph.export import infer_dynamic_shapes
+from svd2onnx.network import layers as layer_sites
+from svd2onnx.network.batchnorm import fold_batchnorm
+from svd2onnx.network.decoder import Traced, traced_with_past
+from svd2onnx.network.plain import make_plain
+from svd2onnx.sources.load import load_source
+from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
+from svd2onnx.sources.source import Source
+from svd2onnx.values.errors import ExportError, SourceError
+from svd2onnx.values.schema import LayerSite
+from svd2onnx.values.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded network with its layers found, and the calibration batches (one at least).
+
+    What belongs to the network and is large lies on ``store``: its weights do. Work on a layer is done on
+    ``device``, and passes of the network are too, unless ``obstacle`` says what hinders them.
+    """
+
+    source: Source
+    model: nn.Module
+    sites: Sequence[LayerSite]
+    batches: Sequence[Batch]
+    store: TensorStore = field(default_factory=TensorStore)
+    is_large: bool = False
+    """Whether its weights alone are more than is kept in memory."""
+    with_past: bool = False
+    """Whether files take the past's keys and values; all that is measured in PyTorch does without."""
+    device: torch.device = CPU
+    obstacle: str | None = None
+
+    @property
+    def passes(self) -> torch.device:
+        """Where passes of the network are computed."""
+        return self.device if self.obstacle is None else CPU
+
+    def placed(self, *networks: nn.Module) -> tuple[nn.Module, ...]:
+        """``networks`` as they are to be run, see ``svd2onnx.compute.device``."""
+        return placed(self.passes, *networks)
+
+    @property
+    def objective(self) -> str:
+        return self.source.objective
+
+    @cached_property
+    def evaluation(self) -> list[Batch]:
+        return list(self.source.inputs("evaluation"))
+
+    @property
+    def dynamic_shapes(self) -> DynamicShapes:
+        """Those that the source names, or those in which its batches differ."""
+        return self.source.dynamic_shapes or infer_dynamic_shapes(
+            [arguments_of(self.model, batch) for batch in self.batches]
+        )
+
+    @property
+    def example(self) -> Batch:
+        return example_of(self.model, self.batches)
+
+    def traced(self, network: nn.Module) -> Traced:
+        """What is exported of ``network``, this one or its like."""
+        if self.with_past and self.source.with_past is not None:
+            return traced_with_past(self.source.with_past(network))
+        return Traced(network, self.example, self.dynamic_shapes)
+
+
+def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
+    """Load the source, take its calibration batches, and find the layers of its network.
+
+    Raises:
+        SourceError: see ``load_source`` and ``discover``.
+        PlanError: a pattern matches no layer.
+        DeviceError: there is no GPU, and ``settings`` ask for one.
+    """
+    device = resolve_device(settings.device)
+    torch.manual_seed(settings.seed)  # model files may draw weights or inputs
+    store = TensorStore()
+    with CreatedIn(store):
+        loaded = load_source(source, settings, data)
+        if settings.with_past and loaded.with_past is None:
+            raise SourceError(
+                f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
+                "define with_past(network) in a model file (svd2onnx.sources.model_file says what it is)"
+            )
+        model = loaded.build()
+    model = make_plain(model)
+    store.keep_module(model)
+    is_large = store.overflows
+    if is_large:
+        release_at_once()
+    inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
+    batches = list(track(inputs, "Reading calibration data"))
+    if settings.with_past:
+        _check_text(source, arguments_of(model, batches[0]))
+    try:
+        fold_batchnorm(model, arguments_of(model, batches[0]))
+        sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+    except (SourceError, ExportError) as error:
+        raise type(error)(f"{source}: {error}") from error
+    sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
+    chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
+    obstacle = None if device == CPU else _obstacle(model, batches[0], device)
+    return Prepared(loaded, model, chosen, batches, store, is_large, settings.with_past, device, obstacle)
+
+
+def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
+    """Why ``model``, which runs on the CPU, does not on ``device``: it is too large, or names the CPU."""
+    try:
+        (network,) = placed(device, model)
+        with torch.inference_mode():
+            network(**arguments_of(network, batch))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
+    """Forward's arguments for the exporter, from the largest batch.
+
+    The exporter takes a size of 1 for a constant, so no dynamic dimension may have it.
+    """
+    largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
+    return arguments_of(model, largest)
+
+
+def _check_text(source: Path, arguments: Batch) -> None:
+    """A graph with a cache takes texts, and is judged on those of the network without one."""
+    sizes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
+    if set(sizes) != {"input_ids", "attention_mask"} or len(set(sizes.values())) > 1:
+        raise SourceError(
+            "--with-past is for networks of input_ids and attention_mask, both [batch, sequence], and "
+            f"{source} gives {sizes}: leave it out, or let forward take these two"
+        )
+
+
+def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """Whole batches until there are at least ``samples`` rows, and one in any case."""
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += next(iter(batch.values())).shape[0]
+        if rows >= samples:
+            return

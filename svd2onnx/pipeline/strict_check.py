@@ -1,0 +1,106 @@
+"""The strict check: does the ONNX file compute what the compressed PyTorch network computes?
+
+With onnxruntime's optimizations off the graph is computed as written, in float32, so it must agree
+with PyTorch to float rounding. What a default session makes of it (the deployed fidelity) is another
+question, which ``svd2onnx_runtime.evaluate`` answers.
+
+A file that takes keys and values of the past reads every text in pieces, the last ones of one token, and must
+give the logits that the network, which has no cache, gives for the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
+from svd2onnx.values.errors import VerificationError
+from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
+from svd2onnx_runtime.generate import logits_in_pieces
+from svd2onnx_runtime.past import past_names
+
+TOLERANCE = 1e-5
+"""Largest relative error ||onnx - torch|| / ||torch|| of an output over a batch."""
+
+
+@dataclass(frozen=True)
+class StrictCheck:
+    """``relative_error`` is the worst over outputs and batches; the others are against float32."""
+
+    relative_error: float
+    fidelity: float
+    mean_error: float
+    batches: int
+
+
+def check_strict(
+    path: Path, compressed: nn.Module, original: nn.Module, batches: Iterable[Batch], objective: str
+) -> StrictCheck:
+    """Compare the file at ``path`` with ``compressed``, and both with ``original``.
+
+    Raises:
+        VerificationError: an output differs by more than TOLERANCE, or is not finite.
+    """
+    session = open_session(path, "cpu", strict=True)
+    worst, count, errors = 0.0, 0, []
+    for batch in batches:
+        arguments = arguments_of(compressed, batch)
+        feed = as_arrays(batch)
+        expected, originals = (_outputs(network, arguments) for network in (compressed, original))
+        if past_names(session):
+            outputs = [logits_in_pieces(session, feed)]
+            outputs, expected, originals = (_real(own[0], feed) for own in (outputs, expected, originals))
+        else:
+            outputs = list(run(session, feed).values())
+        if len(outputs) != len(expected):
+            raise VerificationError(
+                f"the exported graph has {len(outputs)} outputs and the network {len(expected)}"
+            )
+        for output, reference in zip(outputs, expected, strict=True):
+            worst = max(worst, _relative_error(output, reference))
+        if worst > TOLERANCE:
+            raise VerificationError(
+                f"the exported graph differs from the compressed network by {worst:.1e} relative to its "
+                f"output, and at most {TOLERANCE:.0e} is rounding: the file was not written; "
+                "please report the network"
+            )
+        reference = originals[0]
+        mask = token_mask(objective, reference, feed)
+        errors.append(sample_errors(objective, reference, outputs[0], mask))
+        count += 1
+    mean = float(np.concatenate(errors).mean())
+    return StrictCheck(worst, fidelity(objective, mean), mean, count)
+
+
+def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
+    with torch.inference_mode():
+        result = model(**arguments)
+    return [tensor.numpy() for tensor in _tensors(result)]
+
+
+def _tensors(result: object) -> list[Tensor]:
+    """The tensors of a network's result, in the order in which the exporter makes them outputs."""
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _real(logits: np.ndarray, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Zero where padding stands: what a network gives there is no one's concern, and depends on the rest."""
+    return [logits * (feed["attention_mask"] > 0)[..., None]]
+
+
+def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
+    if output.shape != reference.shape or not np.isfinite(output).all():
+        raise VerificationError(
+            f"the exported graph gives shape {output.shape} with "
+            f"{int((~np.isfinite(output)).sum())} values not finite, "
+            f"where the network gives shape {reference.shape}"
+        )
+    size = float(np.linalg.norm(reference.astype(np.float64)))
+    difference = float(np.linalg.norm(output.astype(np.float64) - reference.astype(np.float64)))
+    return difference / size if size else difference

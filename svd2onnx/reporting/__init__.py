@@ -1,0 +1,1 @@
+"""What was done and what came of it: the report, as JSON and as a page."""

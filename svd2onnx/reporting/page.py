@@ -1,0 +1,72 @@
+"""A report as one HTML file that needs nothing else: no script, no request, no inline style attribute.
+
+Its own Content-Security-Policy allows the one style sheet in it, by its hash, and nothing besides. Everything
+that comes from the report is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from svd2onnx.reporting.charts import size_chart
+from svd2onnx.reporting.report import CompressionReport, LayerReport
+from svd2onnx.reporting.wording import counted_forms, number, size
+from svd2onnx.values.errors import ReportError
+
+_CHARTS = {"wide": (860, 380), "narrow": (350, 320)}
+"""Width and height in pixels: text keeps its size, so a phone gets a picture of its own."""
+
+
+def render(report: CompressionReport) -> str:
+    """The HTML page of ``report``.
+
+    Raises:
+        ReportError: a number in it is none that a run could have measured.
+    """
+    try:
+        return _rendered(report)
+    except (ArithmeticError, ValueError) as error:
+        raise ReportError(f"the report of {report.output} holds impossible numbers: {error}") from error
+
+
+def _rendered(report: CompressionReport) -> str:
+    environment = Environment(
+        loader=PackageLoader("svd2onnx.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "share": _share, "bits": _bits, "number": number}
+    style = (files("svd2onnx.reporting") / "templates" / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    charts = {name: size_chart(report, *size) for name, size in _CHARTS.items()}
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup(style),
+        style_hash=f"sha256-{digest}",
+        charts={name: chart for name, chart in charts.items() if chart},
+        forms=counted_forms(report.layers),
+        most_bytes=max((layer.stored_bytes for layer in report.layers), default=0),
+        most_error=max((layer.predicted_error or 0.0 for layer in report.layers), default=0.0),
+        settings={
+            name: own
+            for name, own in report.settings.items()
+            if own not in (None, [], ()) and own is not False
+        },
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    """Of 100, the width of the bars, for any two numbers."""
+    return f"{100 * min(max(part / whole, 0.0), 1.0):.2f}" if whole > 0 and part == part else "0"
+
+
+def _bits(layer: LayerReport) -> float:
+    """Stored bits for each weight."""
+    return 32 * layer.stored_bytes / layer.float_bytes if layer.float_bytes else 0.0

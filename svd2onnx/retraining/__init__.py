@@ -1,0 +1,1 @@
+"""Brief retraining of the compressed network by distillation from the float one."""

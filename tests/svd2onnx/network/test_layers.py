@@ -1,0 +1,259 @@
+"""What is found in a network, what is left in float and why, and which pattern names what."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from svd2onnx.network.convolution import geometry_of
+from svd2onnx.network.layers import bias_of, discover, select, weight_of
+from svd2onnx.values.errors import PlanError, SourceError
+from svd2onnx.values.schema import LayerSite
+from tests.svd2onnx.networks import (
+    NETWORKS,
+    CalledTwice,
+    Images,
+    Mlp,
+    TiedHead,
+    TiedLinears,
+    batches_of,
+    seeded,
+)
+
+VECTORS = {"x": torch.zeros(3, 64)}
+
+
+class Applied(nn.Module):
+    """Holds modules by name and computes ``function`` of itself and x."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def sites_of(network: nn.Module, example: dict[str, Tensor] = VECTORS) -> dict[str, LayerSite]:
+    return {site.name: site for site in discover(network.eval().requires_grad_(False), example)}
+
+
+def reason_of(module: nn.Module, x: Tensor) -> str | None:
+    return sites_of(Applied(lambda self, x: self.m(x), m=module), {"x": x})["m"].skip_reason
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_a_linear_is_found_with_and_without_bias(bias: bool) -> None:
+    linear = nn.Linear(64, 96, bias=bias).requires_grad_(False)
+    network = Applied(lambda self, x: self.linear(x), linear=linear)
+    assert discover(network, VECTORS) == [LayerSite("linear", "linear", (96, 64))]
+    assert torch.equal(weight_of(network, discover(network, VECTORS)[0]), linear.weight)
+    found = bias_of(network, "linear")
+    assert torch.equal(found, linear.bias) if bias else found is None
+
+
+def test_sites_come_in_the_order_of_the_modules() -> None:
+    network = seeded(Mlp)
+    assert [site.name for site in discover(network, batches_of(network)[0])] == ["first", "second"]
+
+
+def test_linears_that_share_a_weight_are_one_site_with_all_calls() -> None:
+    assert list(sites_of(seeded(TiedLinears)).values()) == [
+        LayerSite("first", "linear", (64, 64), aliases=("second",), calls=2)
+    ]
+
+
+def test_a_tie_of_table_and_head_is_two_sites_of_their_own_kinds() -> None:
+    network = seeded(TiedHead)
+    sites = sites_of(network, batches_of(network)[0])
+    assert sites["table"] == LayerSite("table", "embedding", (128, 64))
+    assert sites["head"] == LayerSite("head", "linear", (128, 64))
+
+
+def test_calls_of_one_module_are_counted() -> None:
+    assert sites_of(seeded(CalledTwice))["linear"].calls == 2
+
+
+def test_a_module_of_two_names_is_one_site() -> None:
+    linear = nn.Linear(64, 64)
+    network = Applied(lambda self, x: self.b(self.a(x)), a=linear, b=linear)
+    assert list(sites_of(network).values()) == [LayerSite("a", "linear", (64, 64), aliases=("b",), calls=2)]
+
+
+def test_a_module_that_does_not_run_stays_float() -> None:
+    network = Applied(lambda self, x: self.used(x), used=nn.Linear(64, 64), unused=nn.Linear(64, 64))
+    sites = sites_of(network)
+    assert sites["used"].skip_reason is None
+    assert sites["unused"].skip_reason.startswith("not called in a forward pass")
+
+
+def test_a_weight_that_is_read_around_its_module_stays_float() -> None:
+    network = Applied(lambda self, x: x @ self.linear.weight.T, linear=nn.Linear(64, 64))
+    assert "its weight is read directly" in sites_of(network)["linear"].skip_reason
+
+
+def test_a_small_weight_stays_float_and_the_limit_is_4096() -> None:
+    assert reason_of(nn.Linear(64, 63), VECTORS["x"]) == "only 4032 weights: too small to pay"
+    assert reason_of(nn.Linear(64, 64), VECTORS["x"]) is None
+
+
+def test_parametrized_linears_stay_float_and_apart() -> None:
+    network = Applied(
+        lambda self, x: self.c(self.b(self.a(x))),
+        a=parametrizations.weight_norm(nn.Linear(64, 80)),
+        b=parametrizations.weight_norm(nn.Linear(80, 96)),
+        c=parametrizations.weight_norm(nn.Linear(96, 64)),
+    )
+    sites = sites_of(network)
+    for name, shape in {"a": (80, 64), "b": (96, 80), "c": (64, 96)}.items():
+        assert sites[name].shape == shape
+        assert sites[name].aliases == ()
+        assert "parametrization" in sites[name].skip_reason
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "reason"),
+    [
+        (nn.ConvTranspose1d(64, 64, 3), torch.zeros(2, 64, 8), "ConvTranspose1d layers are kept in float"),
+        (nn.LayerNorm(64), torch.zeros(2, 64), "LayerNorm layers are kept in float"),
+        (nn.Bilinear(64, 64, 64), None, "Bilinear layers are kept in float"),
+        (nn.Linear(64, 64).double(), torch.zeros(2, 64).double(), "its weight is torch.float64, not float32"),
+        (nn.Embedding(300, 64, max_norm=1.0), torch.zeros(2, dtype=torch.int64), "max_norm rewrites"),
+        (nn.Embedding(300, 40), torch.zeros(2, dtype=torch.int64), "width 40 is no multiple of 16"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_other_layers_say_why_they_stay_float(module: nn.Module, x: Tensor | None, reason: str) -> None:
+    if x is None:
+        network = Applied(lambda self, x: self.m(x, x), m=module)
+        assert sites_of(network)["m"].skip_reason == reason
+    else:
+        assert reason_of(module, x).startswith(reason)
+
+
+def test_a_subclass_that_computes_otherwise_is_no_linear() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Renamed(nn.Linear):
+        pass
+
+    assert reason_of(Scaled(64, 64), VECTORS["x"]) == "Scaled layers are kept in float"
+    assert reason_of(Renamed(64, 64), VECTORS["x"]) is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("tensor", ["parameter", "buffer"])
+def test_weights_that_are_not_finite_are_refused(value: float, tensor: str) -> None:
+    network = Applied(lambda self, x: self.linear(x), linear=nn.Linear(64, 64))
+    if tensor == "parameter":
+        network.linear.weight.data[3, 5] = value
+    else:
+        network.linear.register_buffer("weight_copy", torch.full((2,), value))
+    with pytest.raises(SourceError, match=r"^the tensor 'linear\.weight.*' holds [12] NaN or infinite"):
+        sites_of(network)
+
+
+def test_weights_that_cannot_be_squared_are_refused() -> None:
+    network = Applied(lambda self, x: self.linear(x), linear=nn.Linear(64, 64))
+    network.linear.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
+    network.linear.weight.data[3, 5] = -1e15
+    sites_of(network)
+    network.linear.weight.data[3, 5] = -1e16
+    with pytest.raises(
+        SourceError, match=r"^the parameter 'linear\.weight' holds a value of magnitude 1e\+16"
+    ):
+        sites_of(network)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_discovery_leaves_no_hook_behind(name: str) -> None:
+    network = seeded(NETWORKS[name])
+    discover(network, batches_of(network)[0])
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+SITES = (
+    LayerSite("layer.0.query", "linear", (64, 64)),
+    LayerSite("layer.1.query", "linear", (64, 64), aliases=("tied.query",)),
+    LayerSite("norm", "LayerNorm", (64,), skip_reason="LayerNorm layers are kept in float"),
+)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "chosen"),
+    [
+        ((), (), ["layer.0.query", "layer.1.query"]),
+        (("layer.0.*",), (), ["layer.0.query"]),
+        ((), ("layer.0.*",), ["layer.1.query"]),
+        (("layer.*",), ("*.1.*",), ["layer.0.query"]),
+        (("tied.query",), (), ["layer.1.query"]),
+        (("*.query",), ("tied.*",), ["layer.0.query"]),
+    ],
+)
+def test_patterns_choose_layers(include: tuple, exclude: tuple, chosen: list[str]) -> None:
+    selected = select(SITES, include, exclude)
+    assert [site.name for site in selected] == [site.name for site in SITES]
+    assert [site.name for site in selected if site.skip_reason is None] == chosen
+    assert selected[2] == SITES[2]  # its own reason stays
+
+
+@pytest.mark.parametrize("pattern", ["decoder.*", "norm", "LAYER.0.query"])
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_pattern_that_matches_no_compressible_layer_is_refused(pattern: str, option: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        select(SITES, **{option: [pattern]})
+    message = str(caught.value)
+    assert repr(pattern) in message
+    assert "layer.0.query" in message
+    assert "\n" not in message
+
+
+def test_a_network_that_does_not_run_is_told_in_one_line() -> None:
+    network = Applied(lambda self, x: self.linear(x[:, :63]), linear=nn.Linear(64, 64))
+    with pytest.raises(SourceError, match=r"^the network's forward fails .*: RuntimeError: [^\n]+$"):
+        sites_of(network)
+    assert not network.linear._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "shape", "groups"),
+    [
+        (nn.Conv1d(16, 32, 5), torch.zeros(2, 16, 9), (32, 80), 1),
+        (nn.Conv2d(16, 32, 3), torch.zeros(2, 16, 9, 9), (32, 144), 1),
+        (nn.Conv3d(8, 16, 2), torch.zeros(2, 8, 3, 3, 3), (16, 64), 1),
+        (nn.Conv2d(64, 64, 3, groups=64), torch.zeros(2, 64, 5, 5), (64, 9), 64),
+    ],
+    ids=["1d", "2d", "3d", "depthwise"],
+)
+def test_a_convolution_is_found_with_its_flat_weight(
+    module: nn.Module, x: Tensor, shape: tuple[int, int], groups: int
+) -> None:
+    network = Applied(lambda self, x: self.m(x), m=module)
+    (site,) = discover(network.eval().requires_grad_(False), {"x": x})
+    assert site == LayerSite("m", "convolution", shape, geometry=geometry_of(module))
+    assert site.groups == groups
+    assert torch.equal(weight_of(network, site), module.weight.flatten(1))
+
+
+def test_a_small_convolution_and_a_transposed_one_stay_float() -> None:
+    x = torch.zeros(2, 16, 9, 9)
+    assert reason_of(nn.Conv2d(16, 4, 1), x) == "only 64 weights: too small to pay"
+    assert reason_of(nn.ConvTranspose2d(16, 32, 3), x) == "ConvTranspose2d layers are kept in float"
+
+
+def test_only_one_kind() -> None:
+    network = seeded(Images)
+    sites = discover(network, batches_of(network)[0])
+    linear = select(sites, only="linear")
+    assert [site.name for site in linear if site.skip_reason is None] == ["head"]
+    assert linear[0].skip_reason == "not a linear layer, and --only linear was given"
+    with pytest.raises(PlanError, match="no compressible layer of this kind"):
+        select(sites, only="embedding")
+    with pytest.raises(PlanError, match="matches none of the 1 compressible"):
+        select(sites, exclude=["stem"], only="linear")

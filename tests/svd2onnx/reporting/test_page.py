@@ -1,0 +1,269 @@
+"""The page needs nothing but itself, escapes whatever a report holds, and says what the report says."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd2onnx.reporting.page import render
+from svd2onnx.reporting.report import LayerReport, Speed, read_report
+from svd2onnx.values.errors import ReportError
+from svd2onnx_runtime import Certificate
+from tests.svd2onnx.reports import LAYERS, a_report
+
+EVIL = '</style></title><script>alert(1)</script><img src=//evil.test/x onerror=alert(1)>"\' onload="alert(2)'
+
+
+class Page(HTMLParser):
+    """All tags with their attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.style = ""
+        self.text = ""
+        self._in_style = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in_style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style:
+            self.style += data
+        else:
+            self.text += f"{data.strip()} "
+
+
+def assert_self_contained(page: Page) -> None:
+    """No script, no handler, no inline style, no address, and one style sheet that its policy names."""
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "img", "iframe", "link", "object", "embed", "base", "form", "a", "use"}
+        for name in attributes:
+            assert not name.startswith("on")
+            assert name not in {"style", "src", "href", "xlink:href", "srcset", "action"}
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    (policy,) = (own for tag, own in page.tags if own.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert policy["content"] == (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def poisoned(value: Any) -> Any:
+    """``value`` with all of its text, keys too, made hostile; the objective, which is looked up, is kept."""
+    if isinstance(value, str):
+        return value if value in {"cosine", "svd2onnx-report/1"} else f"{EVIL}{value}"
+    if isinstance(value, list):
+        return [poisoned(own) for own in value]
+    if isinstance(value, dict):
+        return {name: poisoned(own) for name, own in value.items()}
+    return value
+
+
+def test_the_page_says_what_the_report_says() -> None:
+    page = Page(render(a_report(machine="AMD EPYC")))
+    assert_self_contained(page)
+    for part in (
+        "On AMD EPYC, cpu, onnxruntime 1.31.1",
+        *(
+            "minilm.onnx",
+            "models/minilm.py",
+            "11.70 MB",
+            "13.0%",
+            "90.30 MB",
+            "0.9894",
+            "256 samples",
+            "0.83",
+        ),
+        *("8.30 ms", "80.00 ms", "passed", "37 fused of 37", "inputs were taken as equal", "torch 2.13.0"),
+        *("retrieval", "0.8100 / 0.8300", "int4/128", "0123456789abcdef" * 4, "calibration_samples: 0"),
+        *(layer.name for layer in LAYERS),
+        *("LayerNorm layers are kept in float", "30522\N{MULTIPLICATION SIGN}384"),
+    ):
+        assert part in page.text, part
+    assert "plan: None" not in page.text
+
+
+def test_bars_are_of_the_right_length() -> None:
+    layers = (
+        LayerReport("large", "linear", (64, 64), "int8/128", 16_384, 4_096, None, 0.02),
+        LayerReport("small", "linear", (64, 64), "rank 16 int8/32", 16_384, 1_024, None, 0.01, 16),
+    )
+    page = render(a_report(layers=layers, latency=()))
+    rows = re.findall(r"<tr>\s*<td><span class=\"name\">(?:large|small).*?</tr>", page, re.DOTALL)
+    widths = [re.findall(r'<rect width="([\d.]+)"', row) for row in rows]
+    assert widths == [["100.00", "25.00", "100.00"], ["25.00", "6.25", "25.00", "50.00"]]
+
+
+def test_ranks_are_counted_together() -> None:
+    pairs = tuple(
+        replace(LAYERS[1], name=f"l{rank}", form=f"rank {rank} int4/32", rank=rank) for rank in (32, 64)
+    )
+    assert (
+        "2 \N{MULTIPLICATION SIGN} linear low-rank pair int4/32" in Page(render(a_report(layers=pairs))).text
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"curve": (), "predicted_error": None, "choice": None},
+        {"latency": (), "warnings": (), "layers": (), "versions": {}, "settings": {}},
+        {"speed": Speed(0.4, 0.41, 0.42)},
+        {"certificate": Certificate("cpu", "1.31.1", 0, (), ())},
+    ],
+    ids="unplanned bare timed float".split(),
+)
+def test_parts_that_a_run_has_not_are_left_out(changes: dict[str, Any]) -> None:
+    page = Page(render(a_report(**changes)))
+    assert_self_contained(page)
+    charts = [own for tag, own in page.tags if tag == "svg" and "chart" in str(own.get("class"))]
+    assert len(charts) == (0 if "curve" in changes else 2)
+
+
+def test_a_failed_certificate_names_its_layers() -> None:
+    certificate = Certificate(
+        "cuda", "1.31", 2, ("a",), (("b", "reason <1>"),), (), (("Memcpy", "copies"),), ()
+    )
+    page = Page(render(a_report(certificate=certificate)))
+    for part in ("failed", "b : reason <1>", "Memcpy : copies"):
+        assert part in page.text
+
+
+def test_text_of_a_tampered_report_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    speed, unfused = Speed(0.4, 0.41, 0.42), (("b", "reason"),)
+    certificate = Certificate("cuda", "1.31", 2, ("a",), unfused, (), unfused, unfused)
+    report = a_report(speed=speed, certificate=certificate)
+    path.write_text(json.dumps(poisoned(json.loads(report.to_json()))))
+    text = render(read_report(path))
+    page = Page(text)
+    assert_self_contained(page)
+    assert "<script" not in text
+    assert page.text.count("<script>alert(1)</script>") > 40
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("float_bytes",),
+        ("deployed", "fidelity"),
+        ("layers", 0, "stored_bytes"),
+        ("layers", 0, "shape"),
+        ("latency", 0, "median_ms"),
+        ("certificate", "unfused"),
+        ("curve", 0, "predicted_error"),
+        ("warnings",),
+    ],
+    ids=str,
+)
+def test_text_in_the_place_of_a_number_or_list_is_refused(tmp_path: Path, path: tuple[Any, ...]) -> None:
+    with pytest.raises(ReportError, match=f"report.json is no report .*: Expected .*{path[0]}"):
+        read_report(changed_report(tmp_path, path, EVIL))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("float_bytes",), 0),
+        (("float_bytes",), 10**400),
+        (("deployed", "fidelity"), float("nan")),
+    ],
+    ids="zero huge nan".split(),
+)
+def test_impossible_numbers_are_refused(tmp_path: Path, place: tuple[str, ...], value: float) -> None:
+    path = changed_report(tmp_path, place, value)
+    with pytest.raises(ReportError, match="impossible numbers"):
+        render(read_report(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("file_bytes",), -1),
+        (("predicted_error",), float("inf")),
+        (("predicted_error",), float("nan")),
+        (("deployed", "fidelity"), -1e300),
+        (("layers", 0, "shape"), []),
+        (("layers", 1, "rank"), -7),
+        (("layers", 0, "float_bytes"), 0),
+        (("layers", 0, "predicted_error"), float("nan")),
+        (("latency", 0, "median_ms"), float("inf")),
+    ],
+    ids=str,
+)
+def test_odd_numbers_are_shown(tmp_path: Path, place: tuple[Any, ...], value: float) -> None:
+    assert_self_contained(Page(render(read_report(changed_report(tmp_path, place, value)))))
+
+
+def changed_report(folder: Path, place: tuple[Any, ...], value: Any) -> Path:
+    """The file of a report with one value changed."""
+    record = json.loads(a_report().to_json())
+    inner = record
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    path = folder / "report.json"
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(a_report().to_json())
+    assert read_report(tmp_path / "report.json") == replace(
+        a_report(), settings=json.loads(json.dumps(a_report().settings))
+    )
+
+
+def test_a_report_of_before_there_were_curves_is_read(tmp_path: Path) -> None:
+    record = json.loads(a_report().to_json())
+    del record["curve"]
+    for layer in record["layers"]:
+        del layer["rank"]
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    assert_self_contained(Page(render(read_report(tmp_path / "report.json"))))
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "cannot read the report"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe\x00", "is no report"),
+        (b"[]", "found 'list'"),
+        (b"{}", "found None"),
+        (b'{"format": "svd2onnx-plan/1"}', "found 'svd2onnx-plan/1'"),
+        (b'{"format": "svd2onnx-report/1"}', "missing required field"),
+        (b"[" * 100_000, "is no report"),
+    ],
+    ids="missing empty binary list object plan bare deep".split(),
+)
+def test_what_is_no_report_is_said_in_one_line(tmp_path: Path, content: bytes | None, part: str) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ReportError) as raised:
+        read_report(path)
+    message = str(raised.value)
+    assert part in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_report_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.json").write_text(a_report().to_json())
+    monkeypatch.setattr("svd2onnx.reporting.report._LARGEST", 1000)
+    with pytest.raises(ReportError, match="more than 1,000 bytes"):
+        read_report(tmp_path / "report.json")
