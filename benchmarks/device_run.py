@@ -12,19 +12,18 @@ from statistics import median
 
 import torch
 
-from svd2onnx.calibration.calibrate import hold_out, without_probes
+from svd2onnx.calibration.calibrate import without_probes
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import mean_error
 from svd2onnx.compression.lowrank import factorize
 from svd2onnx.compression.realize import realize
 from svd2onnx.compute.device import CPU, signature_of
-from svd2onnx.compute.progress import silent
 from svd2onnx.compute.workers import finished
 from svd2onnx.network.layers import weight_of
 from svd2onnx.network.rewrite import rewrite
-from svd2onnx.pipeline.compress_export import gather_statistics
 from svd2onnx.pipeline.goal_choice import priced_menu, uniform_plans
 from svd2onnx.pipeline.preparation import Prepared, prepare
+from svd2onnx.pipeline.statistics import gather_statistics
 from svd2onnx.planning.candidates import Candidate
 from svd2onnx.planning.goals import SizeGoal
 from svd2onnx.retraining.recover import recover
@@ -123,12 +122,11 @@ def run_on(device: str, task: Task) -> Run:
         raise DeviceError(f"the network does not run on {device}: {prepared.obstacle}")
     model, sites, where = prepared.model, prepared.sites, prepared.device
     _warm_up(where)
-    fit, judging = hold_out(prepared.batches)
     run = Run(prepared)
     with run.stage("calibrate"):
-        statistics = gather_statistics(prepared, settings, fit, judging, silent)
+        statistics = gather_statistics(prepared)
     with run.stage("price"):
-        run.menu = priced_menu(prepared, statistics, judging, ("float",), silent)
+        run.menu = priced_menu(prepared, statistics)
     run.statistics = without_probes(statistics)
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     run.plan = SizeGoal(run.menu, uniform_plans(sites), size, int(task.size * size)).first()
@@ -141,7 +139,7 @@ def run_on(device: str, task: Task) -> Run:
     network = rewrite(model, sites, run.layers)
     with run.stage("measure"):
         original, compressed = prepared.placed(model, network)
-        run.error = mean_error(original, compressed, judging, prepared.objective)
+        run.error = mean_error(original, compressed, prepared.judging, prepared.objective)
     recovery = list(prepared.source.inputs("recovery"))
     with run.stage("retrain"):
         objective, steps = prepared.objective, task.recover

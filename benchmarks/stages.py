@@ -35,7 +35,7 @@ class Stages:
         try:
             yield from sequence
         finally:
-            self.search_plan()
+            self.settle()
             self._stack.pop()
 
     @property
@@ -43,14 +43,14 @@ class Stages:
         """The stage that goes on."""
         return self._stack[-1]
 
-    def search_plan(self) -> None:
+    def settle(self) -> None:
         """Give the stage that goes on the time that has passed."""
         now = time.perf_counter()
         self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self._since
         self._since = now
 
     def _enter(self, description: str) -> None:
-        self.search_plan()
+        self.settle()
         self._stack.append(description)
 
 
@@ -118,7 +118,7 @@ def main(source: Path, output: Path, settings: dict[str, Any]) -> None:
     chosen = Settings(**settings, calibration=Path(calibration) if calibration else None)
     with executor("auto"):  # as the command does
         report = compress_export(source, output, chosen, track=stages)
-    stages.search_plan()
+    stages.settle()
     record = {
         "seconds": sum(stages.seconds.values()),
         "processor_seconds": _processor_seconds(),

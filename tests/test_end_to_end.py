@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from svd2onnx.cli.main import main
-from svd2onnx.pipeline import compress_export as pipeline
+from svd2onnx.pipeline import final_report
 from svd2onnx.reporting.report import LatencyReport
 from svd2onnx_runtime import open_session, run
 
@@ -70,7 +70,7 @@ def test_the_file_serves_any_batch_and_length(folder: Path, report: dict[str, An
 
 def test_low_rank_pairs_of_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The run above has timed MiniLM.
-    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
     options = "--method svd --bits 8 --epsilon 0.3 --calibration-samples 64 --include *layer.0*".split()
     report = compress_export(tmp_path, *options)
     chosen = {r["name"]: r for r in report["layers"] if "layer.0." in r["name"] and r["kind"] == "linear"}
@@ -90,7 +90,7 @@ def test_low_rank_pairs_of_the_first_layer(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_plan_of_the_first_layer_hits_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
     target = 84_200_000  # 83.2 MB are no Linears of this layer; the rest is about 4.4 bits a weight
     options = f"--target-size {target} --calibration-samples 96 --include *layer.0.*".split()
     report = compress_export(tmp_path, *options)

@@ -85,6 +85,25 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     graphlib.TopologicalSorter({name_of(path): set(imports_of(path)) for path in MODULES}).prepare()
 
 
+def positional_arguments(path: Path) -> Iterator[tuple[str, int]]:
+    """Each function of a file, and how many arguments it takes by position, "self" not counted."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            yield node.name, len([name for name in names if name not in ("self", "cls")])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_takes_more_than_six_arguments_by_position(path: Path) -> None:
+    # Commands get theirs by name from click; a module's forward has the arguments of what it stands for.
+    found = [
+        name
+        for name, count in positional_arguments(path)
+        if count > 6 and name != "forward" and path.parent.name != "commands"
+    ]
+    assert not found, "more than six: give them names, or make a value of those that belong together"
+
+
 def test_imports_are_found_in_each_form(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.task import Task
-from svd2onnx.calibration.calibrate import hold_out, without_probes
+from svd2onnx.calibration.calibrate import without_probes
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.compute.atomic_output import atomic_files
-from svd2onnx.compute.progress import silent
 from svd2onnx.pipeline.builder import Build, Builder
-from svd2onnx.pipeline.compress_export import gather_statistics, predicted_error
+from svd2onnx.pipeline.final_report import predicted_error
 from svd2onnx.pipeline.goal_choice import priced_menu, uniform_plans
-from svd2onnx.pipeline.plan_search import better_of, reach
+from svd2onnx.pipeline.plan_search import Found, better_of, reach_goal
 from svd2onnx.pipeline.preparation import Prepared, prepare
+from svd2onnx.pipeline.statistics import gather_statistics
+from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.planning.candidates import Candidate
 from svd2onnx.planning.fixed_rules import with_activations
 from svd2onnx.planning.goals import SizeGoal
 from svd2onnx.reporting.report import Choice
-from svd2onnx.sources.model_file import Batch
 from svd2onnx.values.schema import ACTIVATIONS
 from svd2onnx.values.settings import Settings
 
@@ -33,7 +33,6 @@ class Priced:
 
     prepared: Prepared
     statistics: Mapping[str, LayerStatistics]
-    judging: Sequence[Batch]
     menu: Mapping[str, Sequence[Candidate]]
 
 
@@ -78,26 +77,21 @@ def plan_size(
     uniform = [with_activations(plan, sites, activations) for plan in uniform_plans(sites)]
     goal = SizeGoal(menu, uniform, task.graph.stat().st_size, target)
     with atomic_files(output) as (draft,):
-        builder = Builder(
-            priced.prepared, priced.statistics, priced.judging, draft, task.graph, "cpu", silent
-        )
-        build = reach(goal, builder)
-        build, choice = better_of(build, goal.rival(build.plan), builder)
-        predicted = predicted_error(build.plan, choice)
+        builder = Builder(priced.prepared, priced.statistics, Workspace(draft, task.graph))
+        found = better_of(Found(reach_goal(goal, builder), goal), builder)
+        predicted = predicted_error(found.build.plan, found.choice)
         if recover:
-            build = builder.recovered(build, recover)
-            builder.write(build)
-    return Planned(build, choice, predicted)
+            found = found.retrained(builder, recover)
+    return Planned(found.build, found.choice, predicted)
 
 
 @functools.lru_cache(maxsize=1)
 def _priced(source: Path, data: Path | None, samples: int, kept: tuple[str, ...]) -> Priced:
-    settings = Settings(exclude=kept, calibration_samples=samples)
+    settings = Settings(exclude=kept, calibration_samples=samples, provider="cpu")
     prepared = prepare(source, settings, data)
-    fit, judging = hold_out(prepared.batches)
-    statistics = gather_statistics(prepared, settings, fit, judging, silent)
-    menu = priced_menu(prepared, statistics, judging, ACTIVATIONS, silent)
-    return Priced(prepared, without_probes(statistics), judging, menu)
+    statistics = gather_statistics(prepared)
+    menu = priced_menu(prepared, statistics, ACTIVATIONS)
+    return Priced(prepared, without_probes(statistics), menu)
 
 
 def _computes(candidate: Candidate, activations: str) -> bool:

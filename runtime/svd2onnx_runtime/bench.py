@@ -125,7 +125,7 @@ def bench_by_batch(
     graphs: tuple[BenchedGraph, ...] = ()
     timings: tuple[BatchTiming, ...] = ()
     for inputs in batches:
-        timed = time_runs(list(paths.values()), inputs, provider, threads, repeats, warmup)
+        timed = time_runs(list(paths.values()), inputs, provider, threads, repeats=repeats, warmup=warmup)
         work = []
         for path, feeds in zip(paths.values(), timed.feeds, strict=True):
             with naming(path):

@@ -61,6 +61,7 @@ def evaluate(
     metric: Metric | None,
     objective: str,
     provider: str = "auto",
+    *,
     summary: Summary | None = None,
 ) -> EvaluationResult:
     """Run ``path`` and ``reference`` over ``batches`` and compare them.

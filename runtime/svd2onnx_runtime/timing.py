@@ -61,6 +61,7 @@ def time_runs(
     inputs: Mapping[str, Array],
     provider: str = "auto",
     threads: int | None = None,
+    *,
     repeats: int = 50,
     warmup: int = 5,
     most_s: float = math.inf,

@@ -47,6 +47,7 @@ def calibrate(
     batches: Iterable[Batch],
     objective: str | None = None,
     held_out: Iterable[Batch] = (),
+    *,
     draws: int = 1,
     seed: int = 0,
     store: TensorStore | None = None,
@@ -74,11 +75,11 @@ def calibrate(
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        _observe(model, owners, batch, objective, 0, generator, sums)
+        _observe(model, owners, batch, objective, draws=0, generator=generator, store=sums)
     for batch in held_out:
         if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
             break
-        _observe(model, owners, batch, objective, draws, generator, sums)
+        _observe(model, owners, batch, objective, draws=draws, generator=generator, store=sums)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):
             raise SourceError(
@@ -157,6 +158,7 @@ def _observe(
     owners: dict[nn.Module, Gatherer | ConvolutionGatherer],
     batch: Batch,
     objective: str | None,
+    *,
     draws: int,
     generator: torch.Generator,
     store: DeviceStore,

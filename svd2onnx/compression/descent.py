@@ -29,7 +29,14 @@ _STILL = 4
 
 
 def descend(
-    weight: Tensor, codes: Tensor, steps: Tensor, limits: Tensor, inputs: Tensor, outputs: Tensor, sweeps: int
+    weight: Tensor,
+    codes: Tensor,
+    steps: Tensor,
+    limits: Tensor,
+    inputs: Tensor,
+    outputs: Tensor,
+    *,
+    sweeps: int,
 ) -> Tensor:
     """Better codes for each setting of one weight; all float32.
 

@@ -39,6 +39,7 @@ def realize(
     sites: Sequence[LayerSite],
     plan: CompressionPlan,
     statistics: Mapping[str, LayerStatistics],
+    *,
     track: Track = silent,
     decompose: Decompose = factorize,
     store: TensorStore | None = None,
@@ -47,7 +48,7 @@ def realize(
 ) -> dict[str, CompressedLayer]:
     """The stored tensors of every layer in ``plan``, by site name; ``memoize`` may know them.
 
-    They are computed on ``device``, and their codes lie on ``store``.
+    They are computed on ``device``, and their codes lie in ``store``.
     """
     store = store or TensorStore()
     chosen = [site for site in sites if site.name in plan.forms]
@@ -67,8 +68,8 @@ def realize(
         _realized,
         chosen,
         arguments,
-        device,
-        lambda site: site.weights,
+        device=device,
+        weights=lambda site: site.weights,
     )
     shown = track(results, "Quantizing", len(chosen))
     layers = {site.name: _kept(layer, store) for site, layer in shown}

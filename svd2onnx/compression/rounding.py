@@ -121,7 +121,7 @@ def round_second_order(
             limits[coarse],
             curvature.inputs32,
             curvature.outputs,
-            sweeps,
+            sweeps=sweeps,
         )
     return [
         QuantizedTensor(c.to(torch.int8), grid.store(s), spec, grid.unit)

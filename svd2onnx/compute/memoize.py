@@ -1,6 +1,6 @@
 """How work that need not be done twice is asked for: a function that may know the result from an earlier run.
 
-The default does the work; ``memo`` remembers.
+The default does the work; ``svd2onnx.memo`` remembers.
 """
 
 from __future__ import annotations

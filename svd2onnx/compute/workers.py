@@ -89,6 +89,7 @@ def finished_memoized(
     work: Callable[..., R],
     items: Sequence[T],
     arguments: Callable[[T], tuple[Any, ...]],
+    *,
     device: torch.device = CPU,
     weights: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[tuple[T, R]]:

@@ -64,6 +64,7 @@ def export(
     example: Mapping[str, Tensor],
     dynamic_shapes: DynamicShapes,
     path: Path,
+    *,
     metadata: Mapping[str, str] | None = None,
     traced: Traced | None = None,
 ) -> list[QuantizedNode]:

@@ -82,9 +82,10 @@ def measure_latency_model(
     model: nn.Module,
     sites: Sequence[LayerSite],
     reference: Path,
+    table: LatencyTable,
+    *,
     sizes: Mapping[str, int],
     activations: Sequence[str],
-    table: LatencyTable,
     track: Track,
 ) -> LatencyModel:
     """Time the float graph at ``reference`` and its layers in every form that they may get.
@@ -93,9 +94,9 @@ def measure_latency_model(
         model: the float network.
         sites: its layers.
         reference: its float32 file.
+        table: what is known already; its conditions are those to measure under.
         sizes: of the dynamic dimensions, by name.
         activations: what layers may compute with.
-        table: what is known already; its conditions are those to measure under.
         track: shows the progress.
     """
     conditions = table.conditions

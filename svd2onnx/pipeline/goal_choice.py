@@ -9,18 +9,26 @@ from pathlib import Path
 from svd2onnx.calibration.calibrate import first_rows
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import drop_errors, error_count
-from svd2onnx.compression.lowrank import Decompose, factorize
+from svd2onnx.compression.lowrank import Decompose
 from svd2onnx.compute.memoize import Memoize, no_memo
-from svd2onnx.compute.progress import Track
 from svd2onnx.latency.latency_model import LatencyModel
 from svd2onnx.pipeline.preparation import Prepared
-from svd2onnx.planning.candidates import BLOCKS, Candidate, candidates
+from svd2onnx.pipeline.workspace import Workspace
+from svd2onnx.planning.candidates import BLOCKS, Candidate, candidates, least_bytes
 from svd2onnx.planning.fixed_rules import article_plan, uniform_plan, with_activations
-from svd2onnx.planning.goals import FidelityGoal, GivenPlan, Goal, LatencyGoal, SizeGoal, allowed_error
-from svd2onnx.sources.model_file import Batch
+from svd2onnx.planning.goals import (
+    FidelityGoal,
+    GivenPlan,
+    Goal,
+    LatencyGoal,
+    SizeGoal,
+    allowed_error,
+    check_reachable,
+)
 from svd2onnx.values.errors import PlanError, one_line
 from svd2onnx.values.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.values.settings import DEFAULT_TARGET, Settings, target_bytes
+from svd2onnx_runtime.session import resolve_provider
 
 _DROP_ERRORS = 8
 INT8_ON_CPU = (
@@ -31,27 +39,45 @@ GoalWithin = Callable[[float], Goal]
 """The goal, given what all layers together may take in ms."""
 
 
-def choose_goal(
-    prepared: Prepared,
-    settings: Settings,
-    statistics: Mapping[str, LayerStatistics],
-    judging: Sequence[Batch],
-    float_bytes: int,
-    provider: str,
-    latency_model: LatencyModel | None,
-    track: Track,
-    decompose: Decompose = factorize,
-    memoize: Memoize = no_memo,
-) -> GoalWithin:
-    """What ``settings`` ask for, for a float32 file of ``float_bytes``.
+def resolved_provider(settings: Settings) -> str:
+    """The execution provider that ``settings`` ask for.
 
     Raises:
-        PlanError: there is nothing to compress, or the goal or the plan cannot be.
+        PlanError: it cannot compute what they ask for.
     """
-    sites = prepared.sites
+    provider = resolve_provider(settings.provider)
+    if settings.activations == "int8" and provider != "cpu":
+        raise PlanError(INT8_ON_CPU.format(provider))
+    return provider
+
+
+def check_goal(prepared: Prepared, workspace: Workspace) -> None:
+    """Refuse what can be known to fail before anything is calibrated.
+
+    Raises:
+        PlanError: there is nothing to compress, or no file is as small as asked.
+    """
+    sites, size = prepared.sites, prepared.settings.target_size
     if all(site.skip_reason for site in sites):
         raise PlanError(f"none of the {len(sites)} layers can be compressed; `svd2onnx inspect` says why")
-    given = _given_plan(prepared, settings, statistics, track, decompose)
+    if size is not None:
+        float_bytes = workspace.float_bytes
+        check_reachable(target_bytes(size, float_bytes), least_bytes(sites, float_bytes), float_bytes)
+
+
+def choose_goal(
+    prepared: Prepared,
+    statistics: Mapping[str, LayerStatistics],
+    workspace: Workspace,
+    latency_model: LatencyModel | None,
+) -> GoalWithin:
+    """What the settings ask for, as a goal within a limit of time; ``latency_model`` where they have one.
+
+    Raises:
+        PlanError: the goal or the plan cannot be.
+    """
+    settings, sites, provider = prepared.settings, prepared.sites, prepared.provider
+    given = _given_plan(prepared, statistics, workspace.decompose)
     if given is not None:
         if settings.activations != "auto":
             given = with_activations(given, sites, settings.activations)
@@ -60,9 +86,8 @@ def choose_goal(
         return lambda _allowed: GivenPlan(given)
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
-    menu = priced_menu(
-        prepared, statistics, judging, activations, track, memoize, only_promising=latency_model is None
-    )
+    memo, only_promising = workspace.memo, latency_model is None
+    menu = priced_menu(prepared, statistics, activations, memo, only_promising=only_promising)
     if latency_model is not None:
         menu = latency_model.timed(menu)
     if settings.min_fidelity is not None:
@@ -70,18 +95,16 @@ def choose_goal(
         return lambda allowed: FidelityGoal(menu, uniform, largest, asked, allowed)
     if settings.target_size is None and latency_model is not None:
         return lambda allowed: LatencyGoal(menu, uniform, allowed)
+    float_bytes = workspace.float_bytes
     target = target_bytes(settings.target_size or DEFAULT_TARGET, float_bytes)
     return lambda allowed: SizeGoal(menu, uniform, float_bytes, target, allowed)
 
 
 def _given_plan(
-    prepared: Prepared,
-    settings: Settings,
-    statistics: Mapping[str, LayerStatistics],
-    track: Track,
-    decompose: Decompose,
+    prepared: Prepared, statistics: Mapping[str, LayerStatistics], decompose: Decompose
 ) -> CompressionPlan | None:
     """The plan of a file or of a rule; None where one is to be chosen from candidates."""
+    settings = prepared.settings
     if settings.plan is not None:
         return read_plan(settings.plan, prepared)
     if settings.method == "quantize":
@@ -91,7 +114,8 @@ def _given_plan(
     if not statistics:
         raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
     spec, epsilon = settings.spec, settings.epsilon
-    return article_plan(prepared.model, prepared.sites, statistics, spec, epsilon, track, decompose)
+    model, sites, track = prepared.model, prepared.sites, prepared.track
+    return article_plan(model, sites, statistics, spec, epsilon, track=track, decompose=decompose)
 
 
 def uniform_plans(sites: Sequence[LayerSite]) -> list[CompressionPlan]:
@@ -102,29 +126,35 @@ def uniform_plans(sites: Sequence[LayerSite]) -> list[CompressionPlan]:
 def priced_menu(
     prepared: Prepared,
     statistics: Mapping[str, LayerStatistics],
-    judging: Sequence[Batch],
-    activations: Sequence[str],
-    track: Track,
+    activations: Sequence[str] = ("float",),
     memoize: Memoize = no_memo,
+    *,
     only_promising: bool = True,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
-    dropped = memoize("dropped", (), lambda: _dropped(prepared, statistics, judging, track))
-    model, sites, device = prepared.model, prepared.sites, prepared.device
-    return candidates(model, sites, statistics, dropped, activations, track, memoize, device, only_promising)
+    dropped = memoize("dropped", (), lambda: _dropped(prepared, statistics))
+    return candidates(
+        prepared.model,
+        prepared.sites,
+        statistics,
+        dropped,
+        activations,
+        track=prepared.track,
+        memoize=memoize,
+        device=prepared.device,
+        only_promising=only_promising,
+    )
 
 
-def _dropped(
-    prepared: Prepared, statistics: Mapping[str, LayerStatistics], judging: Sequence[Batch], track: Track
-) -> dict[str, float]:
-    objective = prepared.objective
+def _dropped(prepared: Prepared, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
+    objective, judging = prepared.objective, prepared.judging
     (network,) = prepared.placed(prepared.model)
     # Of a language model every token has an error, so that one row will do.
     each = max(1, error_count(network, first_rows(judging[0], 1), objective))
     few = first_rows(judging[0], -(-_DROP_ERRORS // each))
     droppable = {site.name for site in prepared.sites if site.kind == "linear"}
     means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
-    return drop_errors(network, means, few, objective, track)
+    return drop_errors(network, means, few, objective, prepared.track)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:

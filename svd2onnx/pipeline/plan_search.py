@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass, replace
 
 from svd2onnx.latency.latency_model import LatencyModel, target_ratio
 from svd2onnx.pipeline.builder import Build, Builder
 from svd2onnx.pipeline.goal_choice import GoalWithin
-from svd2onnx.planning.goals import Goal, Outcome, Rival
+from svd2onnx.planning.goals import Goal, Outcome
 from svd2onnx.reporting.report import Choice, Speed
 from svd2onnx.values.errors import PlanError
 from svd2onnx.values.schema import CompressionPlan
@@ -22,29 +23,53 @@ _NEAR = 0.93
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the search ended with: the build that is shipped, whose file is the draft, and how it was chosen.
+
+    ``goal`` is the one that was reached; ``choice`` and ``speed`` are None where there was no rival to beat,
+    and no limit of time.
+    """
+
+    build: Build
+    goal: Goal
+    choice: Choice | None = None
+    speed: Speed | None = None
+
+    def retrained(self, builder: Builder, steps: int) -> Found:
+        """The same after ``steps`` of retraining, written to the draft."""
+        build = builder.recovered(self.build, steps)
+        builder.write(build)
+        return replace(self, build=build)
+
+
 def search_plan(
     goal: GoalWithin, builder: Builder, latency_model: LatencyModel | None, target: str | None
-) -> tuple[Build, Choice | None, Speed | None, Goal]:
-    """Build the goal's plan, or a better uniform one; where there is a clock, within ``target`` of its time.
-
-    The file is timed, and where it takes another time than predicted the clock is set by it and the plan made
-    anew, for less time or for more. Of the files that are fast enough, that of the least predicted error is
-    shipped. The goal that it reached comes last.
+) -> Found:
+    """Build the goal's plan, or a better uniform one; with a latency model within ``target`` of its time.
 
     Raises:
-        PlanError: no plan was measured to be fast enough.
+        PlanError: no plan reaches the goal.
     """
     if latency_model is None or target is None:
         within = goal(math.inf)
-        build = reach(within, builder)
-        return *better_of(build, within.rival(build.plan), builder), None, within
-    asked = target_ratio(target, latency_model.float_ms)
-    fast: list[tuple[float, Build, Speed, Goal]] = []
+        build = reach_goal(within, builder)
+        return better_of(Found(build, within), builder)
+    return _search_in_time(goal, builder, latency_model, target_ratio(target, latency_model.float_ms))
+
+
+def _search_in_time(goal: GoalWithin, builder: Builder, latency_model: LatencyModel, asked: float) -> Found:
+    """The file of the least predicted error that takes at most ``asked`` of the float graph's time.
+
+    Each file is timed, and where it takes another time than predicted the model is corrected by it and the
+    plan made anew, for less time or for more.
+    """
+    fast: list[Found] = []
     tried: list[CompressionPlan] = []
     for _ in range(_ROUNDS):
         try:
             within = goal(latency_model.allowed_ms(_MARGIN * asked))
-            build = reach(within, builder)
+            build = reach_goal(within, builder)
         except PlanError:
             if not tried:
                 raise
@@ -52,11 +77,10 @@ def search_plan(
         if any(plan.forms == build.plan.forms for plan in tried):
             break
         tried.append(build.plan)
-        speed = Speed(
-            latency_model.predicted_ratio(build.plan), latency_model.measured_ratio(builder.draft), asked
-        )
+        predicted = latency_model.predicted_ratio(build.plan)
+        speed = Speed(predicted, latency_model.measured_ratio(builder.workspace.graph), asked)
         if speed.measured <= asked:
-            fast.append((build.plan.predicted_error or 0.0, build, speed, within))
+            fast.append(Found(build, within, speed=speed))
         if _NEAR * asked <= speed.measured <= asked:
             break
         latency_model = latency_model.corrected(speed.measured - speed.predicted)
@@ -65,12 +89,12 @@ def search_plan(
             f"a latency of {asked:.2f} of float32's was not reached: the last of {len(tried)} plans takes "
             f"{speed.measured:.2f}; allow more time, or more of the rest"
         )
-    _, build, speed, within = min(fast, key=lambda entry: entry[0])
-    builder.write(build)
-    return *better_of(build, within.rival(build.plan), builder), speed, within
+    best = min(fast, key=lambda found: found.build.plan.predicted_error or 0.0)
+    builder.write(best.build)
+    return better_of(best, builder)
 
 
-def reach(goal: Goal, builder: Builder) -> Build:
+def reach_goal(goal: Goal, builder: Builder) -> Build:
     """Build the goal's plans until it is content with one; its file is the draft."""
     plan: CompressionPlan | None = goal.first()
     while plan is not None:
@@ -81,15 +105,16 @@ def reach(goal: Goal, builder: Builder) -> Build:
     return build
 
 
-def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Build, Choice | None]:
-    """``build``, or a rival that fits where that is measured to be the better one."""
+def better_of(found: Found, builder: Builder) -> Found:
+    """``found``, or the uniform rival of its goal if that fits and is measured to be the better one."""
+    rival = found.goal.rival(found.build.plan)
     if rival is None:
-        return build, None
+        return found
     other = builder.build(rival.plan)
     expected = rival.plan.predicted_error or 0.0
     gauge = builder.evaluation_error(other) / expected if expected else 1.0
     choice = Choice(
-        planned_error=builder.judged_error(build),
+        planned_error=builder.judged_error(found.build),
         uniform_error=builder.judged_error(other),
         uniform_form=rival.plan.common_form,
         uniform_fits=rival.fits,
@@ -97,5 +122,5 @@ def better_of(build: Build, rival: Rival | None, builder: Builder) -> tuple[Buil
     )
     if choice.uniform_wins:
         builder.write(other)
-        return other, choice
-    return build, choice
+        return replace(found, build=other, choice=choice)
+    return replace(found, choice=choice)

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from svd2onnx.calibration.calibrate import hold_out
 from svd2onnx.compute.device import CPU, placed, resolve_device
 from svd2onnx.compute.memory import release_at_once
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.tensor_store import CreatedIn, TensorStore
-from svd2onnx.graph.export import infer_dynamic_shapes
+from svd2onnx.graph.export import export_float, infer_dynamic_shapes
 from svd2onnx.network import layers as layer_sites
 from svd2onnx.network.batchnorm import fold_batchnorm
 from svd2onnx.network.decoder import Traced, traced_with_past
@@ -25,27 +26,34 @@ from svd2onnx.sources.source import Source
 from svd2onnx.values.errors import ExportError, SourceError
 from svd2onnx.values.schema import LayerSite
 from svd2onnx.values.settings import Settings
+from svd2onnx_runtime.session import resolve_provider
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A loaded network with its layers found, and the calibration batches (one at least).
+    """A loaded network with its layers found, the calibration batches (one at least), and what is asked for.
 
-    What belongs to the network and is large lies on ``store``: its weights do. Work on a layer is done on
-    ``device``, and passes of the network are too, unless ``obstacle`` says what hinders them.
+    What belongs to the network and is large lies in ``store``: its weights do. Work on a layer is done on
+    ``device``, and passes of the network are too, unless ``obstacle`` says what hinders them. ``track`` shows
+    the progress of whatever is done with it.
     """
 
     source: Source
     model: nn.Module
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
+    settings: Settings = field(default_factory=Settings)
+    track: Track = silent
     store: TensorStore = field(default_factory=TensorStore)
     is_large: bool = False
     """Whether its weights alone are more than is kept in memory."""
-    with_past: bool = False
-    """Whether files take the past's keys and values; all that is measured in PyTorch does without."""
     device: torch.device = CPU
     obstacle: str | None = None
+
+    @cached_property
+    def provider(self) -> str:
+        """The execution provider that files are measured on."""
+        return resolve_provider(self.settings.provider)
 
     @property
     def passes(self) -> torch.device:
@@ -59,6 +67,30 @@ class Prepared:
     @property
     def objective(self) -> str:
         return self.source.objective
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there are data to calibrate on, and they are asked for."""
+        return self.settings.calibration_samples > 0 and self.source.calibrated
+
+    @property
+    def gradients_of(self) -> str | None:
+        """The objective that gradients are taken of; the article's method does without them."""
+        return None if self.settings.method == "svd" else self.objective
+
+    @cached_property
+    def _split(self) -> tuple[list[Batch], list[Batch]]:
+        return hold_out(self.batches)
+
+    @property
+    def fit(self) -> list[Batch]:
+        """The calibration batches that layers are fitted to."""
+        return self._split[0]
+
+    @property
+    def judging(self) -> list[Batch]:
+        """The calibration batches that are held out, to judge with."""
+        return self._split[1]
 
     @cached_property
     def evaluation(self) -> list[Batch]:
@@ -76,10 +108,18 @@ class Prepared:
         return example_of(self.model, self.batches)
 
     def traced(self, network: nn.Module) -> Traced:
-        """What is exported of ``network``, this one or its like."""
-        if self.with_past and self.source.with_past is not None:
+        """What is exported of ``network``, this one or its like: with keys and values of a past if asked.
+
+        All that is measured in PyTorch does without them.
+        """
+        if self.settings.with_past and self.source.with_past is not None:
             return traced_with_past(self.source.with_past(network))
         return Traced(network, self.example, self.dynamic_shapes)
+
+    def export_float(self, path: Path) -> None:
+        """Write the network as it is, in float32; errors as of ``graph.export.export_float``."""
+        traced = self.traced(self.model)
+        export_float(self.model, self.example, self.dynamic_shapes, path, traced=traced)
 
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
@@ -115,10 +155,10 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     except (SourceError, ExportError) as error:
         raise type(error)(f"{source}: {error}") from error
-    sites = [replace(site, shared=settings.form.shares_weights) for site in sites]
+    sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(model, batches[0], device)
-    return Prepared(loaded, model, chosen, batches, store, is_large, settings.with_past, device, obstacle)
+    return Prepared(loaded, model, chosen, batches, settings, track, store, is_large, device, obstacle)
 
 
 def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:

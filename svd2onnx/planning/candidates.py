@@ -67,6 +67,7 @@ def candidates(
     statistics: Mapping[str, LayerStatistics],
     dropped: Mapping[str, float] | None = None,
     activations: Sequence[str] = ("float",),
+    *,
     track: Track = silent,
     memoize: Memoize = no_memo,
     device: torch.device = CPU,
@@ -109,8 +110,8 @@ def candidates(
             kinds,
             only_promising,
         ),
-        device,
-        lambda site: site.weights,
+        device=device,
+        weights=lambda site: site.weights,
     )
     menu = {site.name: options for site, options in track(results, "Pricing candidates", len(usable))}
     return {site.name: menu[site.name] for site in usable}
@@ -127,6 +128,15 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
             forms += _corrections(site.shape)
         forms.append(LayerForm())
     return [form for form in forms if form.stored_bytes(site.shape) * site.copies < site.float_bytes]
+
+
+def least_bytes(sites: Sequence[LayerSite], float_bytes: int) -> int:
+    """About the bytes of the smallest file, whose float32 original has ``float_bytes``."""
+    for site in sites:
+        if site.skip_reason is None:
+            stored = [form.stored_bytes(site.shape) * site.copies for form in forms_of(site)]
+            float_bytes += min(stored, default=site.float_bytes) - site.float_bytes
+    return float_bytes
 
 
 def priced(

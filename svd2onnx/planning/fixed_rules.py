@@ -50,6 +50,7 @@ def article_plan(
     statistics: Mapping[str, LayerStatistics],
     spec: QuantSpec,
     epsilon: float,
+    *,
     track: Track = silent,
     decompose: Decompose = factorize,
 ) -> CompressionPlan:

@@ -156,13 +156,8 @@ class SizeGoal(_Planned):
         plan = self._within(self._target - self._overhead)
         if plan is None:
             least = self._overhead + sum(min(c.size for c in options) for options in self._menu.values())
-            if least <= self._target:
-                raise PlanError(f"no plan is both as fast and as small as asked: {_ASK_LESS}")
-            raise PlanError(
-                f"a file of {self._target:,} bytes cannot be reached: the smallest has about {least:,} "
-                f"({least / self._float_bytes:.3f}x), the float32 one {self._float_bytes:,}; "
-                "choose --target-size between"
-            )
+            check_reachable(self._target, least, self._float_bytes)
+            raise PlanError(f"no plan is both as fast and as small as asked: {_ASK_LESS}")
         return plan
 
     def revised(self, plan: CompressionPlan, outcome: Outcome) -> CompressionPlan | None:
@@ -256,6 +251,19 @@ class LatencyGoal(_Planned):
 
     def rival(self, plan: CompressionPlan) -> Rival | None:
         return best_uniform(self._uniform, self._menu, sys.maxsize, self._allowed_ms)
+
+
+def check_reachable(target: int, least: int, float_bytes: int) -> None:
+    """Compare a file of ``target`` bytes with the smallest, of about ``least``, and the float32 original.
+
+    Raises:
+        PlanError: it is smaller than the smallest.
+    """
+    if target < least:
+        raise PlanError(
+            f"a file of {target:,} bytes cannot be reached: the smallest has about {least:,} "
+            f"({least / float_bytes:.3f}x), the float32 one {float_bytes:,}; choose --target-size between"
+        )
 
 
 def allowed_error(objective: str, fidelity: float) -> float:

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svd2onnx.calibration.calibrate import hold_out
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.moments import root, times
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.workers import finished
 from svd2onnx.network.layers import weight_of
-from svd2onnx.pipeline.compress_export import gather_statistics
 from svd2onnx.pipeline.preparation import prepare
+from svd2onnx.pipeline.statistics import gather_statistics
 from svd2onnx.planning.candidates import forms_of, priced
 from svd2onnx.planning.fixed_rules import fitting_spec
 from svd2onnx.values.schema import LayerForm, LayerSite, QuantSpec
@@ -86,7 +85,7 @@ def inspect_layers(
         Svd2OnnxError: the source cannot be loaded or a pattern matches nothing.
     """
     prepared = prepare(source, settings, data, track)
-    statistics = gather_statistics(prepared, settings, *hold_out(prepared.batches), track)
+    statistics = gather_statistics(prepared)
 
     def arguments(site: LayerSite) -> tuple[object, ...]:
         weight = None if site.skip_reason else weight_of(prepared.model, site)

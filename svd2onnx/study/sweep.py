@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from svd2onnx.compute.draft_folder import draft_folder
 from svd2onnx.compute.executors import current
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.workers import finished
-from svd2onnx.graph.export import export_float
 from svd2onnx.memo.cache import Cache, open_cache
 from svd2onnx.pipeline.preparation import Prepared, prepare
 from svd2onnx.study.measurement import Study
@@ -30,7 +29,7 @@ from svd2onnx.values.errors import OutputError
 from svd2onnx.values.settings import Settings
 
 RESULTS = "sweep.json"
-_REFERENCE = "float32.onnx"
+_FLOAT32 = "float32.onnx"
 
 
 def sweep(
@@ -64,7 +63,8 @@ def sweep(
     where = settings.cache or folder / "cache"
     with open_cache(where, fresh=False, kept=kept) as cache, draft_folder(folder, "sweep") as drafts:
         missing = [setting for setting in wanted if not results.has(setting)]
-        points = _points(missing, prepared, source, settings, data, drafts, cache, track)
+        origin = _Origin(Path.cwd(), source, settings, data)
+        points = _points(missing, prepared, origin, drafts, cache)
         measured: dict[Setting, Point] = {}
         for setting, point in track(points, "Sweeping", len(missing)):
             measured[setting] = point
@@ -76,22 +76,25 @@ def sweep(
     return results
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What a worker loads the network from; ``here`` is what paths are relative to."""
+
+    here: Path
+    source: Path
+    settings: Settings
+    data: Path | None
+
+
 def _points(
-    missing: Sequence[Setting],
-    prepared: Prepared,
-    source: Path,
-    settings: Settings,
-    data: Path | None,
-    drafts: Path,
-    cache: Cache,
-    track: Track,
+    missing: Sequence[Setting], prepared: Prepared, origin: _Origin, drafts: Path, cache: Cache
 ) -> Iterator[tuple[Setting, Point]]:
     """Those of ``missing``, in the order in which they are measured."""
     if not missing:
         return
-    reference = drafts / _REFERENCE
-    export_float(prepared.model, prepared.example, prepared.dynamic_shapes, reference)
-    study = Study(prepared, settings, drafts, reference, track, cache)
+    float32 = drafts / _FLOAT32
+    prepared.export_float(float32)
+    study = Study(prepared, drafts, float32, cache)
     if current().in_process:
         yield from ((setting, study.point(setting)) for setting in missing)
         return
@@ -99,32 +102,23 @@ def _points(
     del study
     # What is drawn and summed up is remembered for this number of threads, and no other.
     threads = torch.get_num_threads()
-    settings = replace(settings, device=prepared.device.type)  # as here, whatever a worker has
-    work = functools.partial(
-        _measured, Path.cwd(), source, settings, data, drafts.absolute(), cache.folder.absolute()
-    )
+    # On the same device as here, whatever a worker has.
+    settings = replace(origin.settings, device=prepared.device.type)
+    origin = replace(origin, settings=settings)
+    work = functools.partial(_measured, origin, drafts.absolute(), cache.folder.absolute())
     yield from finished(work, missing, lambda setting: (setting,), threads)
 
 
-def _measured(
-    here: Path,
-    source: Path,
-    settings: Settings,
-    data: Path | None,
-    drafts: Path,
-    cache: Path,
-    setting: Setting,
-) -> Point:
-    """One point, in a worker; ``here`` is what paths are relative to."""
-    os.chdir(here)
-    prepared = _prepared(source, settings, data)
+def _measured(origin: _Origin, drafts: Path, cache: Path, setting: Setting) -> Point:
+    """One point, in a worker."""
+    os.chdir(origin.here)
+    prepared = _prepared(origin)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(draft_folder(drafts, "point"))
-        study = Study(prepared, settings, folder, drafts / _REFERENCE, silent, Cache(cache, stack))
-        return study.point(setting)
+        return Study(prepared, folder, drafts / _FLOAT32, Cache(cache, stack)).point(setting)
 
 
 @functools.lru_cache(maxsize=1)
-def _prepared(source: Path, settings: Settings, data: Path | None) -> Prepared:
+def _prepared(origin: _Origin) -> Prepared:
     """The network in a worker, which measures several points of it."""
-    return prepare(source, settings, data)
+    return prepare(origin.source, origin.settings, origin.data)

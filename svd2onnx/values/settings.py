@@ -87,12 +87,12 @@ class Settings:
             raise PlanError(f"the dtype must be one of {DTYPES}, not {self.dtype!r}")
         if self.device not in DEVICES:
             raise PlanError(f"the device must be one of {DEVICES}, not {self.device!r}")
-        if self.activations == "int8" and self.form != FileFormat():
+        if self.activations == "int8" and self.file_format != FileFormat():
             raise PlanError(
                 "--activations int8 is a form of its own, MatMulInteger on float32 activations: "
                 f"leave it out, or --operator {self.operator} and --dtype {self.dtype}"
             )
-        if self.target_latency and self.form not in (FileFormat(), FileFormat("matmulnbits")):
+        if self.target_latency and self.file_format not in (FileFormat(), FileFormat("matmulnbits")):
             raise PlanError(
                 "--target-latency plans for fused kernels in float32, not for "
                 f"--operator {self.operator} with --dtype {self.dtype}: leave them out, or the target"
@@ -115,7 +115,7 @@ class Settings:
         """What planned layers may compute with: either, where time counts and the provider can do both."""
         if self.activations != "auto":
             return (self.activations,)
-        both = self.target_latency and provider == "cpu" and self.form == FileFormat()
+        both = self.target_latency and provider == "cpu" and self.file_format == FileFormat()
         return ("float", "int8") if both else ("float",)
 
     @property
@@ -124,7 +124,7 @@ class Settings:
         return {"batch": self.batch, "sequence": self.sequence}
 
     @property
-    def form(self) -> FileFormat:
+    def file_format(self) -> FileFormat:
         """How the graph is written, where its activations are floats."""
         return FileFormat(self.operator, self.dtype)
 

@@ -21,7 +21,9 @@ def graph(task: Task, tmp_path: Path) -> Path:
 def test_deployed_error_and_metric_are_those_of_evaluate(task: Task, judge: Judge, graph: Path) -> None:
     source = task.model_file
     batches = [as_arrays(batch) for batch in source.inputs("evaluation")]
-    expected = evaluate(graph, task.graph, batches, source.metric, source.objective, "cpu", source.summary)
+    expected = evaluate(
+        graph, task.graph, batches, source.metric, source.objective, "cpu", summary=source.summary
+    )
     errors, metric = judge.errors(graph, strict=False)
     assert errors.mean() == pytest.approx(expected.mean_error, rel=1e-6)
     assert metric == expected.metric["share"]

@@ -21,7 +21,7 @@ def test_a_stage_within_a_stage_counts_for_itself(monkeypatch: pytest.MonkeyPatc
     stages = Stages()
     for _ in stages([1, 2], "Sweeping"):
         list(stages([1, 2, 3], "Exporting"))
-    stages.search_plan()
+    stages.settle()
     assert stages.current == "other"
     assert stages.seconds == {"other": 2, "Sweeping": 3, "Exporting": 2}
 

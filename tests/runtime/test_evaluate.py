@@ -61,7 +61,7 @@ def test_a_summary_reduces_whole_columns(graphs: tuple[Path, Path]) -> None:
         assert every["second"].shape == (4,)
         return {"largest": float(every["second"].max())}
 
-    result = evaluate(*graphs, batches(), columns, "mse", "cpu", summary)
+    result = evaluate(*graphs, batches(), columns, "mse", "cpu", summary=summary)
     assert result.metric == {"rows": pytest.approx(2.5), "largest": 0.5}
     assert result.reference_metric["largest"] == 1
 

@@ -52,6 +52,6 @@ def evaluate(
             model_file.metric,
             model_file.objective,
             provider,
-            model_file.summary,
+            summary=model_file.summary,
         )
     terminal.answer(json.dumps(asdict(result), indent=2), evaluation_table(result))

@@ -45,7 +45,7 @@ def test_the_error_never_grows_and_codes_stay_in_range(
     inputs, outputs = definite(seed, columns), definite(seed + 1, rows)
     codes, steps, limits = start(weight)
     before = codes.clone()
-    better = descend(weight, codes, steps, limits, inputs, outputs, 2)
+    better = descend(weight, codes, steps, limits, inputs, outputs, sweeps=2)
     assert torch.equal(codes, before)
     assert torch.equal(better, better.round())
     for own, (low, high) in zip(better, limits.tolist(), strict=True):
@@ -60,7 +60,7 @@ def test_it_pays_on_correlated_rows_and_columns() -> None:
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     inputs, outputs = definite(1, 64), definite(2, 32)
     codes, steps, limits = start(weight)
-    better = descend(weight, codes, steps, limits, inputs, outputs, 2)
+    better = descend(weight, codes, steps, limits, inputs, outputs, sweeps=2)
     old, new = (losses(weight, c, steps, inputs, outputs) for c in (codes, better))
     assert bool((new < 0.6 * old).all())
 
@@ -91,15 +91,15 @@ def test_nearest_codes_stay_where_nothing_is_correlated() -> None:
     weight = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
     codes, steps, limits = start(weight)
     inputs, outputs = torch.diag(torch.linspace(0.1, 3, 20)), torch.diag(torch.linspace(1, 2, 9))
-    assert torch.equal(descend(weight, codes, steps, limits, inputs, outputs, 2), codes)
+    assert torch.equal(descend(weight, codes, steps, limits, inputs, outputs, sweeps=2), codes)
 
 
 def test_settings_do_not_touch_one_another() -> None:
     weight = torch.randn(16, 70, generator=torch.Generator().manual_seed(0))
     inputs, outputs = definite(1, 70), definite(2, 16)
     codes, steps, limits = start(weight)
-    together = descend(weight, codes, steps, limits, inputs, outputs, 2)
+    together = descend(weight, codes, steps, limits, inputs, outputs, sweeps=2)
     for i in range(len(SPECS)):
         part = slice(i, i + 1)
-        alone = descend(weight, codes[part], steps[part], limits[part], inputs, outputs, 2)
+        alone = descend(weight, codes[part], steps[part], limits[part], inputs, outputs, sweeps=2)
         assert torch.equal(alone[0], together[i])

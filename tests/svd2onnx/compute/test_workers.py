@@ -9,7 +9,7 @@ import torch
 from svd2onnx.compute import executors, workers
 from svd2onnx.compute.workers import finished, finished_memoized
 from svd2onnx.memo.cache import open_cache
-from svd2onnx.memo.memoizer import DiskMemo
+from svd2onnx.memo.disk_memo import DiskMemo
 from svd2onnx.values.errors import ExecutorError
 
 

@@ -10,7 +10,7 @@ import torch
 from svd2onnx.cli.interruption import Interrupted
 from svd2onnx.memo import cache as caching
 from svd2onnx.memo.cache import entries_of, open_cache
-from svd2onnx.memo.memoizer import DiskMemo
+from svd2onnx.memo.disk_memo import DiskMemo
 from svd2onnx.values.errors import OutputError, PlanError
 
 

@@ -17,7 +17,8 @@ from svd2onnx.cli.main import main
 from svd2onnx.graph.export import export_float
 from svd2onnx.graph.file_formats import to_format
 from svd2onnx.network.decoder import WithPast, traced_with_past
-from svd2onnx.pipeline import compress_export as pipeline
+from svd2onnx.pipeline import final_report, timing
+from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.pipeline.strict_check import TOLERANCE, check_strict
 from svd2onnx.reporting.report import CompressionReport
 from svd2onnx.sources.huggingface import load_folder
@@ -190,9 +191,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         method="quantize", calibration=text, calibration_samples=16, with_past=True, provider="cpu", threads=1
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "check_strict", spying)
-        patch.setattr(pipeline, "BENCH_BATCHES", (1,))
-        report = pipeline.compress_export(folder, output, settings, reference=reference)
+        patch.setattr(final_report, "check_strict", spying)
+        patch.setattr(timing, "BATCHES", (1,))
+        report = compress_export(folder, output, settings, reference=reference)
     return Run(folder, output, reference, report, *seen)
 
 

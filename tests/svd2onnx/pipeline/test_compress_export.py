@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.calibration.calibrate import hold_out
-from svd2onnx.compute.progress import silent
-from svd2onnx.pipeline import compress_export as pipeline
-from svd2onnx.pipeline.compress_export import compress_export, gather_statistics
-from svd2onnx.pipeline.latency_report import without_padding
+from svd2onnx.pipeline import final_report, goal_choice, preparation, statistics
+from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.pipeline.preparation import example_of, prepare
+from svd2onnx.pipeline.statistics import gather_statistics
+from svd2onnx.pipeline.timing import without_padding
 from svd2onnx.reporting.report import CompressionReport, LatencyReport
 from svd2onnx.study.inspection import inspect_layers
 from svd2onnx.values.errors import PlanError, SourceError, VerificationError
@@ -89,7 +88,7 @@ dynamic_shapes = {"x": {0: "batch"}}
 def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing starts processes; tests of other things do without."""
     latency = LatencyReport(1, 1.0, 1.0, 1.0)
-    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: latency)
+    monkeypatch.setattr(final_report, "time_file", lambda *_: [latency])
 
 
 def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> None:
@@ -231,7 +230,7 @@ def test_dynamic_dimensions_are_found_where_the_file_names_none(
 
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "measure_latency", lambda *_: LatencyReport(1, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +410,8 @@ def test_int8_in_a_plan_needs_the_cpu(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet(monkeypatch)
-    monkeypatch.setattr(pipeline, "resolve_provider", lambda _provider: "cuda")
+    for owner in (goal_choice, preparation):
+        monkeypatch.setattr(owner, "resolve_provider", lambda _provider: "cuda")
     plan = tmp_path / "plan.json"
     form = {"dense": {"bits": 4, "block_size": 32}, "activations": "int8"}
     plan.write_text(json.dumps({"format": PLAN_FORMAT, "layers": {"first": form}}))
@@ -442,6 +442,15 @@ def test_goals_that_cannot_be_met_leave_no_file(
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["network.py"]
 
 
+@pytest.mark.parametrize("settings", [Settings(target_size="0.01x"), Settings(target_size="2KB")], ids=str)
+def test_a_size_that_no_file_has_is_told_before_anything_is_calibrated(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(statistics, "calibrate", failing)
+    with pytest.raises(PlanError, match="cannot be reached: the smallest has about"):
+        compress_export(model_file, tmp_path / "a.onnx", settings)
+
+
 def failing(*_: object, **__: object) -> None:
     raise VerificationError("the exported graph differs")
 
@@ -454,7 +463,7 @@ def test_a_failure_at_the_end_leaves_no_file_and_keeps_the_old_one(
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / "a.onnx"
     output.write_text("old")
-    monkeypatch.setattr(pipeline, step, failing)
+    monkeypatch.setattr(final_report, step, failing)
     with pytest.raises(VerificationError):
         compress_export(
             model_file,
@@ -483,9 +492,7 @@ def test_calibration_stops_at_the_samples_asked_for(write_model_file: Write) -> 
 def test_probes_are_gathered_only_where_candidates_are_priced(model_file: Path) -> None:
     def probed(settings: Settings) -> bool:
         prepared = prepare(model_file, settings, None)
-        fit, judging = hold_out(prepared.batches)
-        statistics = gather_statistics(prepared, settings, fit, judging, silent)
-        return any(own.probes for own in statistics.values())
+        return any(own.probes for own in gather_statistics(prepared).values())
 
     assert probed(Settings())
     assert not probed(Settings(method="quantize"))

@@ -1,4 +1,4 @@
-"""A file that is planned for time is timed; the clock learns from it, and the best fast one is shipped."""
+"""A file that is planned for time is timed, what is predicted is corrected by it, and the best is shipped."""
 
 from __future__ import annotations
 
@@ -27,20 +27,24 @@ class Built:
 
 @dataclass
 class FakeBuilder:
-    """Remembers which plan's file is the draft."""
+    """Remembers which plan's file is the draft: it is its own workspace."""
 
-    draft: CompressionPlan | None = None
+    graph: CompressionPlan | None = None
+
+    @property
+    def workspace(self) -> FakeBuilder:
+        return self
 
     def build(self, plan: CompressionPlan) -> Built:
         return Built(plan)
 
     def write(self, build: Built) -> int:
-        self.draft = build.plan
+        self.graph = build.plan
         return 1
 
 
 @dataclass(frozen=True)
-class FakeClock:
+class FakeLatencyModel:
     """Predicts 0.5, with what it was corrected by, and measures what it is told."""
 
     measured: dict[int, float]
@@ -60,7 +64,7 @@ class FakeClock:
         assert dense is not None
         return self.measured[dense.block_size]
 
-    def corrected(self, error: float) -> FakeClock:
+    def corrected(self, error: float) -> FakeLatencyModel:
         return replace(self, error=self.error + error)
 
 
@@ -79,58 +83,59 @@ def goal_of(limits: dict[float, CompressionPlan]) -> Callable[[float], GivenPlan
 GOAL = goal_of({4.8: SLOW, 4.3: MIDDLE, 3.5: FAST})
 
 
-def run(latency_model: FakeClock, target: str = "0.5x") -> tuple[CompressionPlan, float, FakeBuilder]:
+def run(latency_model: FakeLatencyModel, target: str = "0.5x") -> tuple[CompressionPlan, float, FakeBuilder]:
     builder = FakeBuilder()
-    build, choice, speed, _ = search_plan(GOAL, builder, latency_model, target)  # type: ignore[arg-type]
-    assert choice is None
-    assert speed is not None
-    assert builder.draft is build.plan, "another file was left in the draft"
-    return build.plan, speed.measured, builder
+    found = search_plan(GOAL, builder, latency_model, target)  # type: ignore[arg-type]
+    assert found.choice is None
+    assert found.speed is not None
+    assert builder.graph is found.build.plan, "another file was left in the draft"
+    return found.build.plan, found.speed.measured, builder
 
 
-def test_without_a_clock_the_goals_plan_is_built() -> None:
+def test_without_a_latency_model_the_goals_plan_is_built() -> None:
     builder = FakeBuilder()
-    build, choice, speed, _ = search_plan(lambda _allowed: GivenPlan(SLOW), builder, None, None)  # type: ignore[arg-type]
-    assert (build.plan, choice, speed) == (SLOW, None, None)
+    found = search_plan(lambda _allowed: GivenPlan(SLOW), builder, None, None)  # type: ignore[arg-type]
+    assert (found.build.plan, found.choice, found.speed) == (SLOW, None, None)
 
 
 def test_a_file_that_is_as_fast_as_planned_is_shipped_at_once() -> None:
-    latency_model = FakeClock({32: 0.49})
+    latency_model = FakeLatencyModel({32: 0.49})
     assert run(latency_model)[:2] == (SLOW, 0.49)
     assert len(latency_model.asked) == 1
 
 
 def test_one_that_takes_longer_is_planned_anew_for_less_time() -> None:
-    assert run(FakeClock({32: 0.55, 64: 0.48, 128: 0.4}))[:2] == (MIDDLE, 0.48)
+    assert run(FakeLatencyModel({32: 0.55, 64: 0.48, 128: 0.4}))[:2] == (MIDDLE, 0.48)
 
 
 def test_of_the_fast_ones_the_most_faithful_is_shipped() -> None:
     """The first is far faster than asked, so a slower one is tried, which is too slow."""
     goal = goal_of({5.5: SLOW, 4.3: MIDDLE})
     builder = FakeBuilder()
-    latency_model = FakeClock({64: 0.4, 32: 0.6})
-    build, _, speed, _ = search_plan(goal, builder, latency_model, "0.5x")  # type: ignore[arg-type]
-    assert build.plan == MIDDLE
-    assert builder.draft == MIDDLE
-    assert speed is not None
-    assert speed.measured == 0.4
+    latency_model = FakeLatencyModel({64: 0.4, 32: 0.6})
+    found = search_plan(goal, builder, latency_model, "0.5x")  # type: ignore[arg-type]
+    assert found.build.plan == MIDDLE
+    assert builder.graph == MIDDLE
+    assert found.speed is not None
+    assert found.speed.measured == 0.4
 
 
 def test_where_measurements_leave_no_room_an_earlier_fast_file_is_shipped() -> None:
-    """Its clock says of the second that all takes much longer: nothing fits then."""
+    """Its latency model says of the second that all takes much longer: nothing fits then."""
     goal = goal_of({5.5: SLOW, 4.3: MIDDLE})
-    build, _, speed, _ = search_plan(goal, FakeBuilder(), FakeClock({64: 0.4, 32: 0.9}), "0.5x")  # type: ignore[arg-type]
-    assert build.plan == MIDDLE
-    assert speed is not None
+    latency_model = FakeLatencyModel({64: 0.4, 32: 0.9})
+    found = search_plan(goal, FakeBuilder(), latency_model, "0.5x")  # type: ignore[arg-type]
+    assert found.build.plan == MIDDLE
+    assert found.speed is not None
 
 
 def test_no_file_that_is_fast_enough_is_told_with_what_was_measured() -> None:
     with pytest.raises(
         PlanError, match=r"0\.50 of float32's was not reached: the last of 1 plans takes 0\.95"
     ):
-        run(FakeClock({32: 0.95}))
+        run(FakeLatencyModel({32: 0.95}))
 
 
 def test_a_goal_that_cannot_be_from_the_start_says_so_itself() -> None:
     with pytest.raises(PlanError, match="no plan is fast enough"):
-        run(FakeClock({}), "0.2x")
+        run(FakeLatencyModel({}), "0.2x")

@@ -10,10 +10,9 @@ from torch import nn
 
 from svd2onnx.compression import lowrank
 from svd2onnx.compression.lowrank import factorize
-from svd2onnx.memo import memoizer as memo
 from svd2onnx.memo.cache import entries_of, open_cache
-from svd2onnx.memo.memoizer import DiskMemo, disk_memo
-from svd2onnx.pipeline import compress_export as pipeline
+from svd2onnx.memo.disk_memo import DiskMemo, disk_memo
+from svd2onnx.pipeline import statistics as gathering
 from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.planning import candidates
 from svd2onnx.study.points import Setting
@@ -36,7 +35,7 @@ def test_another_size_takes_calibration_prices_and_codes(
     first, second = (Settings(target_size=size, provider="cpu", cache=cache) for size in ("0.3x", "0.2x"))
     compress_export(model_file, tmp_path / "first.onnx", first)
     codes = codes_of(cache)
-    monkeypatch.setattr(pipeline, "calibrate", forbidden)
+    monkeypatch.setattr(gathering, "calibrate", forbidden)
     monkeypatch.setattr(candidates, "_priced", forbidden)
     compress_export(model_file, tmp_path / "second.onnx", second)
     assert codes < codes_of(cache)
@@ -52,10 +51,10 @@ def test_a_sweep_goes_on_from_its_calibration(
     settings = Settings(provider="cpu", cache=tmp_path / "cache")
     points = [Setting("svd", 8, 0.3), Setting("planned", value=0.3)]
     first = sweep(model_file, tmp_path / "a", points, settings)
-    for owner, name in ((pipeline, "calibrate"), (candidates, "_priced"), (lowrank, "factorize")):
+    for owner, name in ((gathering, "calibrate"), (candidates, "_priced"), (lowrank, "factorize")):
         monkeypatch.setattr(owner, name, forbidden)
     monkeypatch.setattr("svd2onnx.study.measurement.calibrate", forbidden)
-    monkeypatch.setattr(memo, "factorize", forbidden)
+    monkeypatch.setattr(disk_memo, "factorize", forbidden)
     second = sweep(model_file, tmp_path / "b", points, settings)
     assert [point.fidelity for point in first.points] == [point.fidelity for point in second.points]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["sweep.csv", "sweep.json"]

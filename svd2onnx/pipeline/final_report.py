@@ -1,0 +1,117 @@
+"""The last act: the finished file is verified, certified, evaluated and timed, and a report tells of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from svd2onnx.graph.export import weights_file
+from svd2onnx.pipeline.builder import Builder
+from svd2onnx.pipeline.plan_search import Found
+from svd2onnx.pipeline.preparation import Prepared
+from svd2onnx.pipeline.strict_check import check_strict
+from svd2onnx.pipeline.timing import time_file
+from svd2onnx.reporting.report import (
+    Choice,
+    CompressionReport,
+    LayerReport,
+    file_digest,
+    tool_versions,
+)
+from svd2onnx.sources.model_file import arguments_of, as_arrays
+from svd2onnx.values.schema import CompressedLayer, CompressionPlan, LayerSite
+from svd2onnx_runtime import certify, graph_bytes
+from svd2onnx_runtime.machine import device_name
+
+
+def final_report(
+    found: Found, builder: Builder, *, source: Path, output: Path, started: float
+) -> CompressionReport:
+    """What the drafted file is; ``started`` is when the run began, by ``time.perf_counter``.
+
+    Raises:
+        VerificationError: the file does not compute what the compressed network computes.
+    """
+    prepared, workspace = builder.prepared, builder.workspace
+    build, draft = found.build, workspace.graph
+    evaluation = prepared.evaluation
+    batches = prepared.track(evaluation, "Verifying", len(evaluation))
+    strict = check_strict(builder.exact(), build.network, prepared.model, batches, prepared.objective)
+    inputs = as_arrays(arguments_of(prepared.model, evaluation[0]))
+    file_bytes, external = graph_bytes(draft), weights_file(draft)
+    gauge = found.choice.gauge if found.choice else 1.0
+    return CompressionReport(
+        source=str(source),
+        output=str(output),
+        method=build.plan.method,
+        settings=asdict(prepared.settings),
+        float_bytes=workspace.float_bytes,
+        file_bytes=file_bytes,
+        predicted_error=predicted_error(build.plan, found.choice),
+        choice=found.choice,
+        speed=found.speed,
+        strict_relative_error=strict.relative_error,
+        strict_fidelity=strict.fidelity,
+        strict_error=strict.mean_error,
+        deployed=builder.deployed(),
+        certificate=certify(draft, prepared.provider, inputs=inputs),
+        latency=tuple(time_file(prepared, workspace, inputs)),
+        layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
+        sha256=file_digest(draft),
+        seconds=time.perf_counter() - started,
+        warnings=tuple(_warnings(prepared)),
+        versions=tool_versions(),
+        retraining=build.retraining,
+        curve=tuple(found.goal.curve(build.plan, file_bytes, gauge)),
+        machine=device_name(prepared.provider),
+        data_sha256=file_digest(external) if external.exists() else None,
+    )
+
+
+def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | None:
+    """The sum over the layers, times the gauge where there is one."""
+    total = plan.predicted_error
+    return total if total is None or choice is None else total * choice.gauge
+
+
+def _warnings(prepared: Prepared) -> Iterator[str]:
+    if prepared.settings.dtype == "float16" and prepared.provider == "cpu":
+        yield (
+            "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "
+            "for CUDA, the latency does not"
+        )
+    if prepared.obstacle is not None:
+        yield (
+            f"the network ran on the CPU, and only the work on its layers on {prepared.device}, where its "
+            f"forward fails: {prepared.obstacle}"
+        )
+    yield from prepared.source.warnings
+    if not prepared.calibrates:
+        yield (
+            "no calibration data: inputs were taken as equal and independent, so rounding and plan are "
+            "blind to what the network does, and predicted errors are relative errors of weights"
+        )
+
+
+def layer_reports(
+    sites: Sequence[LayerSite],
+    plan: CompressionPlan,
+    layers: Mapping[str, CompressedLayer],
+) -> Iterator[LayerReport]:
+    """One entry for each site: those that cannot be compressed last."""
+    for site in sorted(sites, key=lambda site: site.skip_reason is not None):
+        layer = layers.get(site.name)
+        form = plan.forms[site.name] if layer else None
+        yield LayerReport(
+            name=site.name,
+            kind=site.kind,
+            shape=site.shape,
+            form=str(form) if form else "float",
+            float_bytes=site.float_bytes,
+            stored_bytes=layer.stored_bytes * site.copies if layer else site.float_bytes,
+            note=site.skip_reason or plan.notes.get(site.name),
+            predicted_error=plan.errors.get(site.name),
+            rank=form.rank if form and (form.factors or not form.dense) else None,
+        )
