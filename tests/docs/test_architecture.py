@@ -1,6 +1,7 @@
 """docs/architecture.md and its picture show the wings that there are, and a chain of calls that exists."""
 
 import ast
+import itertools
 import re
 
 import pytest
@@ -16,7 +17,7 @@ def rows_under(heading: str) -> list[list[str]]:
     """The cells of the table in a section, as written, without its head."""
     title, inside, rows = "", False, []
     tokens = tokens_of(PAGE)
-    for token, following in zip(tokens, tokens[1:], strict=False):
+    for token, following in itertools.pairwise(tokens):
         if token.type == "heading_open":
             title = following.content
         inside = token.type == "tbody_open" or (inside and token.type != "tbody_close")
