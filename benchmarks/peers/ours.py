@@ -9,7 +9,7 @@ from benchmarks.task import Task
 
 
 def compress(task: Task, output: Path, **setting: Any) -> None:
-    """Any fields of ``svd2onnx.pipeline.compress_export.Settings``."""
+    """Any fields of ``svd2onnx.values.settings.Settings``."""
     from svd2onnx.pipeline.compress_export import compress_export
     from svd2onnx.values.settings import Settings
 

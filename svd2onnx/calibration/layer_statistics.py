@@ -5,7 +5,7 @@ With x the inputs of a layer and g the gradients of a random probe (``probes``) 
     mean, covariance    mu = E[x],  A = E[(x - mu)(x - mu)^T]        what outputs depend on
     output_moment       G = E[g g^T]                                 which outputs the network listens to
     gradient_moment     B = E_sample[Gamma^T Gamma],   Gamma = sum_t g_t (x_t - mu)^T of one sample
-    probes              x and g, or Gamma, of samples held out       what ``score`` predicts errors from
+    probes              x and g, or Gamma, of samples held out       what ``prediction`` makes prices of
 
 The inputs of a convolution are the patches of its input (``convolution``).
 

@@ -1,4 +1,4 @@
-"""Where sums over many passes lie: beside the passes as far as a GPU has room, and else on the shelf."""
+"""Where sums over many passes lie: beside the passes as far as a GPU has room, and else in the store."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class DeviceStore:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
     def hold(self, tensor: Tensor) -> Tensor:
-        """``tensor``, which a pass needs until its gradients come: on the shelf, or where it is on a GPU."""
+        """``tensor``, which a pass needs until its gradients come: in the store, or where it is on a GPU."""
         return self._store.keep(tensor) if tensor.device == CPU else tensor
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """``tensor`` on the shelf; errors as of ``zeros``."""
+        """``tensor`` in the store; errors as of ``zeros``."""
         return self._store.keep(tensor.cpu())
 
     def kept(self, value: T) -> T:
-        """``value``, see ``each_tensor``, with what is on a GPU put on the shelf."""
+        """``value``, see ``each_tensor``, with what is on a GPU put in the store."""
         return each_tensor(value, lambda own: own if own.device == CPU else self.keep(own))
 
 

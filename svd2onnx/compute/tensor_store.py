@@ -62,7 +62,7 @@ class TensorStore:
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor.detach())
 
     def keep_module(self, module: nn.Module) -> None:
-        """Put the parameters and buffers of ``module`` on the shelf; errors as of ``zeros``."""
+        """Put the parameters and buffers of ``module`` into the store; errors as of ``zeros``."""
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = self.keep(tensor.detach())
 

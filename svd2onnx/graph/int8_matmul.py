@@ -5,7 +5,7 @@
 The file still holds W in 4 or 2 bits: its int8 form, with one scale for each output, follows from the codes
 by nodes that onnxruntime folds when it loads the file. Of 8 bits the int8 form takes no more bytes, so it is
 what the file holds. x is rounded on each call, with one scale and
-one zero point for all of it (DynamicQuantizeLinear); ``activations`` says what d evens out.
+one zero point for all of it (DynamicQuantizeLinear); ``planning.int8_error`` says what d evens out.
 """
 
 from __future__ import annotations

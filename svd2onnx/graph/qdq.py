@@ -2,7 +2,7 @@
 
     MatMul(x, W)         =>  MatMul(x, DequantizeLinear(codes, steps))      codes [K, N]
     Relu(MatMul)         =>  Max(MatMul, 0)                        and Clip likewise: only so does it fuse
-    Gather(table, ids)   =>  see ``table_nodes``
+    Gather(table, ids)   =>  see ``embedding_nodes``
     Conv(x, W)           =>  see ``convolution_nodes``
 
 Weights are found by content, because the exporter renames, merges and transposes. Every MatMul gets

@@ -9,7 +9,7 @@ With y'(x) what a layer computes in int8, y(x) what in float, and g the gradient
     1/2 E_sample ( sum_t  g_t^T ( y'(x_t) - y(x_t) ) )^2
 
 Source: SmoothQuant (Xiao et al., arXiv 2211.10438), with RMS in place of maxima and without the range of W;
-the prediction is that of ``score``.
+the prediction is that of ``prediction``.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
+# The changelog is none of them: it names what is no more.
 DOCUMENTS = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted((ROOT / "examples").glob("**/*.md")),
 ]
 DOCUMENTS = [path for path in DOCUMENTS if "node_modules" not in path.parts]
