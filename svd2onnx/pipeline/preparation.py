@@ -23,7 +23,7 @@ from svd2onnx.network.plain import make_plain
 from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
 from svd2onnx.sources.source import Source
-from svd2onnx.values.errors import ExportError, SourceError
+from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.schema import LayerSite
 from svd2onnx.values.settings import Settings
 from svd2onnx_runtime.session import resolve_provider
@@ -168,7 +168,7 @@ def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | Non
         with torch.inference_mode():
             network(**arguments_of(network, batch))
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {one_line(error)}"
     return None
 
 

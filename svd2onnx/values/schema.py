@@ -26,7 +26,7 @@ BITS = (8, 4, 2)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
 ACTIVATIONS = ("float", "int8")
-"""What a layer's MatMuls compute with, see ``integer``."""
+"""What a layer's MatMuls compute with, see ``graph.int8_matmul``."""
 METHODS = ("auto", "quantize", "svd")
 PLAN_FORMAT = "svd2onnx-plan/1"
 
