@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.svd2onnx.test_page import poisoned
 
 from svd2onnx.reporting.page import render
 from svd2onnx.reporting.report import read_report
+from tests.svd2onnx.reporting.test_page import poisoned
 from tests.svd2onnx.reports import LAYERS, a_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
