@@ -29,11 +29,11 @@ TERMS = {
         "predictions for what they do not know, such as evaluation data unlike the calibration data."
     ),
     "uniform quantization": (
-        "Every layer with the same bits and block size: the baseline that a plan must beat to be shipped."
+        "Every layer at the same bits and block size: the baseline that a plan must beat to be shipped."
     ),
     "fused": (
-        "onnxruntime runs the quantized MatMul as one kernel on the stored integers. One that is not fused is "
-        "dequantized on every call and runs many times slower."
+        "onnxruntime runs the quantized MatMul as one kernel on the stored integers. One that is not fused "
+        "is dequantized on every call and runs many times slower."
     ),
     "folded": (
         "The weight becomes float32 once, when the file is loaded: small on disk, float32's memory and speed "
