@@ -159,7 +159,8 @@ def draw_spectra(layers: Sequence[LayerInspection], path: Path) -> None:
     figure, row = plot.subplots(
         1, len(panels), figsize=(6 * len(panels), 4.5), sharey=True, squeeze=False, constrained_layout=True
     )
-    colors = plot.colormaps["viridis"]
+    # Without its end, which is a yellow that is hard to see on white.
+    colors = plot.matplotlib.colors.ListedColormap([plot.colormaps["viridis"](i) for i in range(216)])
     for axes, (title, spectra) in zip(row[0], panels.items(), strict=True):
         for i, spectrum in enumerate(spectra):
             values = [value / (spectrum.values[0] or 1.0) for value in spectrum.values]

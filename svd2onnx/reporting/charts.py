@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 30, 50
 _TICK_GAP = 46
 MARK_RADIUS = 7
 """Of the chosen file's."""
-_MOST_NINES = 6.0
+_MOST_NINES = 6
 _LOWEST_NINES = 2
 _LEAST_FIDELITY = 0.5
 """Uniform quantization that is worse than this is no reason to show so much of the axis."""
@@ -87,7 +87,8 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
         *(nines(p.predicted_error) for p in uniform),
         *([] if predicted is None else [predicted]),
     ]
-    low, high = min(math.floor(min(marked)), _LOWEST_NINES), math.ceil(max(marked) + 1e-9)
+    low = min(math.floor(min(marked)), _LOWEST_NINES)
+    high = min(math.ceil(max(marked) + 1e-9), _MOST_NINES)
     planned = [p for p in report.curve if not p.form and low <= nines(p.predicted_error) <= high]
     # Layers that stay float lose nothing: of the plans at the end of the axis the smallest is enough.
     planned = [p for i, p in enumerate(planned) if i == 0 or nines(planned[i - 1].predicted_error) < high]

@@ -25,6 +25,8 @@ from svd2onnx.values.errors import ReportError
 _CHARTS = {"wide": (860, 380), "narrow": (350, 320)}
 """Width and height in pixels: text keeps its size, so a phone gets a picture of its own."""
 
+_MOST_DIGITS = 8
+
 
 def render(report: CompressionReport) -> str:
     """The HTML page of ``report``.
@@ -53,6 +55,8 @@ def _rendered(report: CompressionReport) -> str:
         "number": number,
         "error": _error,
         "explained": explained_form,
+        "fidelity": _fidelity,
+        "ms": _ms,
         "quoted": shlex.quote,
         "time": _time,
     }
@@ -89,6 +93,17 @@ def _bits(layers: LayerReport | LayerTable) -> float:
 def _error(value: float) -> str:
     """To three significant digits: errors differ by powers of ten."""
     return f"{value:.3g}"
+
+
+def _fidelity(value: float, digits: int) -> str:
+    """With so many digits, and more where it would look like 1 and is less."""
+    while digits < _MOST_DIGITS and value < 1 and float(number(value, digits)) == 1:
+        digits += 1
+    return number(value, digits)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _time(moment: str) -> str:

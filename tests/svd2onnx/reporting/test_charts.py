@@ -77,6 +77,7 @@ def test_perfect_and_hopeless_files_are_drawn_too(fidelity: float) -> None:
     deployed = replace(a_report().deployed, fidelity=fidelity)
     chart = chart_of(deployed=deployed)
     assert chart.top <= chart.chosen.y <= chart.bottom
+    assert max(len(tick.label) for tick in chart.y_ticks) <= len("0.999999"), "longer ones are cut off"
 
 
 def test_a_single_size_is_drawn() -> None:

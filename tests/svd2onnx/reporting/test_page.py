@@ -16,7 +16,7 @@ import pytest
 
 from svd2onnx.cli.main import main
 from svd2onnx.reporting.page import render
-from svd2onnx.reporting.report import LayerReport, Speed, read_report
+from svd2onnx.reporting.report import LatencyReport, LayerReport, Speed, read_report
 from svd2onnx.reporting.terms import TERMS
 from svd2onnx.values.errors import ReportError
 from svd2onnx_runtime import Certificate
@@ -183,6 +183,15 @@ def test_the_latency_is_said_as_a_ratio_of_times() -> None:
     text = Page(render(a_report())).text
     assert "Batch 8: 0.89 times float32's time (71.20 against 80.00 ms)" in text
     assert "float32's time at batch 1 (8.30 against 10.00 ms)" in text
+
+
+def test_what_is_nearly_the_same_does_not_look_the_same() -> None:
+    deployed = replace(a_report().deployed, fidelity=0.999988)
+    latency = (LatencyReport(1, 0.0471, 0.0502, 0.94),)
+    text = Page(render(a_report(deployed=deployed, latency=latency, strict_fidelity=1.0))).text
+    assert "Fidelity 0.99999" in text
+    assert "strict fidelity 1.00000" in text
+    assert "0.94 times float32's time (0.047 against 0.050 ms)" in text
 
 
 def test_a_run_without_latency_says_so() -> None:
