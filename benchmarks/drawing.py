@@ -7,46 +7,85 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Row
+from svd2onnx.cli.plots import pyplot
+from svd2onnx.reporting.palette import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
-_MARKERS = "osD^v<>Pp*Xhd"
 _WIDEST = 10.0  # bits a weight on the plot: plain SVD goes on to 16, and is in the table
+_UNITS = {"cosine": "1 - cosine similarity", "kl": "KL divergence, nats", "mse": "relative squared error"}
+
+_OURS = {
+    "svd2onnx auto": {"color": BLUE, "marker": "o", "linewidth": 3, "markersize": 7, "zorder": 4},
+    "svd2onnx auto, retrained": {
+        "color": VERMILION,
+        "marker": "D",
+        "linewidth": 2,
+        "markersize": 6,
+        "zorder": 3,
+    },
+}
+_FAMILIES = {"svd2onnx": SKY, "plain": GRAY, "onnxruntime": ORANGE, "NNCF": GREEN, "onnxsim": PURPLE}
+"""A colour for each tool; its methods differ by mark and line."""
+_MARKERS = "s^vP*X"
+_LINES = ("-", "--", ":", "-.")
 
 
 def draw(rows: Sequence[Row], run: dict[str, Any], path: Path) -> None:
-    """Draw strict error against size, one line for each contender; svd2onnx stands out."""
-    import matplotlib
+    """Draw strict error against size with its standard error; svd2onnx's planned curve stands out.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(10, 6.5), constrained_layout=True)
-    lines: dict[str, list[tuple[float, float]]] = {}
+    Every setting is a mark; the line of a contender joins those that none of its smaller ones beats.
+    """
+    plot = pyplot()
+    figure, axes = plot.subplots(figsize=(10, 6.5), constrained_layout=True)
+    lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         bits, error = row.bits_per_weight, row.strict
         if bits is not None and error is not None and bits <= _WIDEST:
-            lines.setdefault(row.contender, []).append((bits, error))
-    for index, (name, points) in enumerate(lines.items()):
-        own = name.startswith("svd2onnx")
-        axes.plot(
-            *zip(*sorted(points), strict=True),
-            label=name,
-            marker=_MARKERS[index % len(_MARKERS)],
-            color=None if not own or "svd" in name.split()[1] else "black",
-            linewidth=2 if own else 0.8,
-            markersize=6 if own else 5,
-        )
+            lines.setdefault(row.contender, []).append((bits, error, row.standard_error or 0.0))
+    for name, points in lines.items():
+        own = look(name, list(lines))
+        x, y, spread = zip(*sorted(points), strict=True)
+        marks = {key: own[key] for key in ("color", "marker", "markersize", "zorder")}
+        axes.errorbar(x, y, spread, linestyle="none", capsize=2, elinewidth=1, **marks)
+        axes.plot(*zip(*best(points), strict=True), label=name, **own)
     weights = run["linear_weights"]
     rest = run["float_bytes"] - 4 * weights  # what every file holds besides its Linears
     megabytes = (lambda bits: (rest + bits * weights / 8) / 1e6, lambda mb: (mb * 1e6 - rest) * 8 / weights)
-    axes.secondary_xaxis("top", functions=megabytes).set_xlabel("file, MB")
+    axes.secondary_xaxis("top", functions=megabytes).set_xlabel("File size (MB)")
     axes.set_yscale("log")
-    axes.set_xlabel("bits per Linear weight (all bytes of the file but the float32 rest)")
-    axes.set_ylabel("mean error, strict session (float32 arithmetic)")
+    axes.set_xlabel("Size of the Linear layers (bits per weight, everything but the float32 rest counted)")
+    unit = _UNITS.get(run.get("objective", ""), "")
+    axes.set_ylabel(f"Mean error, strict session{f' ({unit})' if unit else ''}")
     axes.set_title(_title(run), fontsize=10)
-    axes.grid(which="both", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.grid(which="major", alpha=0.3)
+    axes.grid(which="minor", alpha=0.1)
+    axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plot.close(figure)
+
+
+def best(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """Of (bits, error, spread) those with less error than any of no more bits, by bits."""
+    kept: list[tuple[float, float]] = []
+    for bits, error, _ in sorted(points):
+        if not kept or error < kept[-1][1]:
+            kept.append((bits, error))
+    return kept
+
+
+def look(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour, mark and line of the contender ``name`` among ``names``, as matplotlib takes them."""
+    if name in _OURS:
+        return _OURS[name]
+    family = name.split()[0]
+    place = [own for own in names if own.split()[0] == family and own not in _OURS].index(name)
+    return {
+        "color": _FAMILIES.get(family, BLACK),
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linestyle": _LINES[place % len(_LINES)],
+        "linewidth": 1,
+        "markersize": 5,
+        "zorder": 2,
+    }
 
 
 def markdown(rows: Sequence[Row], run: dict[str, Any]) -> str:

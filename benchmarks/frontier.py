@@ -81,6 +81,7 @@ def main(
                 "linear_weights": task.linear_weights,
                 "float_bytes": task.graph.stat().st_size,
                 "float_metric": judge.metric,
+                "objective": task.model_file.objective,
                 "remark": str(getattr(task.model_file.module, "remark", "")),
             }
         for index, contender in enumerate(wanted, 1):

@@ -58,11 +58,19 @@ def read_artifact(graph: Path) -> Artifact:
 def without_paths(report: CompressionReport, output: str) -> CompressionReport:
     """``report`` of the file ``output``, with names in place of paths.
 
-    Warnings that hold a path are left out: they are of the machine, such as of its cache.
+    Warnings that hold a path are left out: they are of the machine, such as of its cache. So is the command
+    line.
     """
     settings = {key: _name(own) if isinstance(own, str) else own for key, own in report.settings.items()}
     warnings = tuple(warning for warning in report.warnings if not _SEPARATOR.search(warning))
-    return replace(report, source=_name(report.source), output=output, settings=settings, warnings=warnings)
+    return replace(
+        report,
+        source=_name(report.source),
+        output=output,
+        settings=settings,
+        warnings=warnings,
+        command=None,
+    )
 
 
 def report_path(graph: Path) -> Path:

@@ -1,21 +1,25 @@
 """Size against fidelity as a picture: where its points, lines and ticks are, in pixels.
 
 Both axes are logarithmic. The upright one counts nines, -log10(1 - fidelity): 1 is a fidelity of 0.9, 2 is
-0.99. The float32 file, of fidelity 1, is a line on the right.
+0.99. It always reaches down to 0.99, so that files that are all nearly perfect look so. The float32 file, of
+fidelity 1, is a line on the right.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from svd2onnx.reporting.report import CompressionReport, SizePoint
-from svd2onnx_runtime import fidelity
+from svd2onnx_runtime import EvaluationResult, fidelity
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 30, 50
 _TICK_GAP = 46
-_MOST_NINES = 6.0
+MARK_RADIUS = 7
+"""Of the chosen file's."""
+_MOST_NINES = 6
+_LOWEST_NINES = 2
 _LEAST_FIDELITY = 0.5
 """Uniform quantization that is worse than this is no reason to show so much of the axis."""
 
@@ -40,7 +44,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class SizeChart:
-    """The picture of one width; ``line`` is a polyline's points, through what the planner could give."""
+    """The picture of one width; ``line`` is a polyline's points, through what the planner could give.
+
+    ``spread`` are the heights of the measured fidelity one standard error higher and lower, None where
+    there is none or it is smaller than the mark.
+    """
 
     width: int
     height: int
@@ -48,12 +56,14 @@ class SizeChart:
     right: float
     top: float
     bottom: float
-    unit: str
+    x_label: str
+    y_label: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     line: str
     uniform: tuple[Mark, ...]
     chosen: Mark
+    spread: tuple[float, float] | None
     predicted: Mark | None
     original: float
 
@@ -77,7 +87,8 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
         *(nines(p.predicted_error) for p in uniform),
         *([] if predicted is None else [predicted]),
     ]
-    low, high = math.floor(min(marked)), math.ceil(max(marked) + 1e-9)
+    low = min(math.floor(min(marked)), _LOWEST_NINES)
+    high = min(math.ceil(max(marked) + 1e-9), _MOST_NINES)
     planned = [p for p in report.curve if not p.form and low <= nines(p.predicted_error) <= high]
     # Layers that stay float lose nothing: of the plans at the end of the axis the smallest is enough.
     planned = [p for i, p in enumerate(planned) if i == 0 or nines(planned[i - 1].predicted_error) < high]
@@ -89,6 +100,7 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
         return round(_LEFT + share * (width - _LEFT - _RIGHT), 1)
 
     def y(value: float) -> float:
+        value = min(max(value, low), high)
         return round(height - _BOTTOM - (value - low) / (high - low) * (height - _TOP - _BOTTOM), 1)
 
     scale, unit = (1e3, "kB") if report.float_bytes < 2e6 else (1e6, "MB")
@@ -100,7 +112,8 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
         right=width - _RIGHT,
         top=_TOP,
         bottom=height - _BOTTOM,
-        unit=unit,
+        x_label=f"File size ({unit})",
+        y_label=f"Fidelity ({objective})",
         x_ticks=_apart([Tick(x(value * scale), f"{value:g}") for value in _round_numbers(*in_axis)]),
         y_ticks=tuple(Tick(y(value), label) for value, label in _fidelities(low, high)),
         line=" ".join(f"{x(p.file_bytes)},{y(nines(p.predicted_error))}" for p in planned),
@@ -108,7 +121,10 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
             Mark(x(p.file_bytes), y(nines(p.predicted_error)), label, _title(p, objective))
             for p, label in zip(uniform, _labels(uniform), strict=True)
         ),
-        chosen=Mark(x(report.file_bytes), y(chosen), "this file", "this file, measured"),
+        chosen=Mark(
+            x(report.file_bytes), y(chosen), "this file", f"this file, measured: {_spoken(report.deployed)}"
+        ),
+        spread=_spread(report.deployed, y),
         predicted=None
         if predicted is None
         else Mark(x(report.file_bytes), y(predicted), "", "this file, predicted"),
@@ -119,6 +135,19 @@ def size_chart(report: CompressionReport, width: int, height: int) -> SizeChart 
 def _nines(value: float) -> float:
     """Of a fidelity; none below 0."""
     return -math.log10(min(max(1 - value, 1e-12), 1.0))
+
+
+def _spread(deployed: EvaluationResult, y: Callable[[float], float]) -> tuple[float, float] | None:
+    error, off = deployed.mean_error, deployed.standard_error
+    if off is None:
+        return None
+    higher, lower = (y(_nines(fidelity(deployed.objective, error + side * off))) for side in (-1, 1))
+    return (higher, lower) if lower - higher > 2 * MARK_RADIUS else None
+
+
+def _spoken(deployed: EvaluationResult) -> str:
+    off = "" if deployed.standard_error is None else f", standard error {deployed.standard_error:.1g}"
+    return f"{deployed.fidelity:.5f}{off}"
 
 
 def _title(point: SizePoint, objective: str) -> str:

@@ -118,6 +118,8 @@ class CompressionReport:
     retraining, if there was any, for the prediction. ``curve`` is what the planner expected of other sizes,
     regardless of time; it is empty where nothing was planned. ``machine`` is what the latency is of;
     ``sha256`` is that of the file, ``data_sha256`` of the weights beside it, if they are not in it.
+    ``created`` is when the run ended (ISO 8601, UTC) and ``command`` the command line that started it: two
+    runs that write the same file may differ in both. A run from Python has no command line.
     """
 
     source: str
@@ -144,6 +146,8 @@ class CompressionReport:
     retraining: Retraining | None = None
     machine: str | None = None
     data_sha256: str | None = None
+    created: str | None = None
+    command: str | None = None
 
     @property
     def kept(self) -> float:

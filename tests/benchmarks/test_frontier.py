@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import frontier
-from benchmarks.contenders import Contender
-from benchmarks.drawing import draw, markdown
+from benchmarks.contenders import Contender, contenders
+from benchmarks.drawing import best, draw, look, markdown
 from benchmarks.measuring import Row
 from benchmarks.peers import plain_svd
 from benchmarks.task import Task
@@ -139,3 +139,18 @@ def test_plot_is_drawn_from_rows(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw(ROWS, RUN, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_line_of_a_contender_joins_what_none_of_its_smaller_settings_beats() -> None:
+    points = [(4.0, 0.2, 0.0), (2.0, 0.3, 0.0), (4.0, 0.1, 0.0), (5.0, 0.15, 0.0), (8.0, 0.01, 0.0)]
+    assert best(points) == [(2.0, 0.3), (4.0, 0.1), (8.0, 0.01)]
+
+
+def test_contenders_are_told_apart_by_colour_mark_and_line_and_ours_stands_out() -> None:
+    names = list(dict.fromkeys(contender.name for contender in contenders()))
+    looks = {name: look(name, names) for name in names}
+    kinds = {(own["color"], own["marker"], own.get("linestyle")) for own in looks.values()}
+    assert len(kinds) == len(names)
+    ours = looks.pop("svd2onnx auto")
+    assert all(ours["linewidth"] > own["linewidth"] for own in looks.values())
+    assert all(ours["zorder"] > own["zorder"] for own in looks.values())

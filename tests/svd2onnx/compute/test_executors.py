@@ -161,7 +161,8 @@ def files_of(folder: Path, name: str, command: str, *options: object) -> dict[st
     assert ("a worker was lost" in err) == (name != "threads")
     assert json.loads(out)  # and nothing else
     files = contents(folder / name)
-    for path, times in (("out.onnx.report.json", ("output", "seconds", "latency")), ("sweep.json", ())):
+    own_to_a_run = ("output", "seconds", "latency", "created", "command")
+    for path, times in (("out.onnx.report.json", own_to_a_run), ("sweep.json", ())):
         if path in files:
             record = json.loads(files[path])
             for one in (record, *record.get("points", ())):

@@ -115,11 +115,13 @@ def test_a_report_keeps_names_and_no_paths() -> None:
             "cache": None,
         },
         warnings=("no data were given", "/home/ann/out.onnx.cache could not keep all"),
+        command="svd2onnx compress-export minilm.py --calibration /home/ann/data.npz",
     )
     shared = without_paths(report, "out.onnx")
     assert (shared.source, shared.output) == ("minilm.py", "out.onnx")
     assert shared.settings == {"calibration": "data.npz", "weights": "w", "bits": 4, "cache": None}
     assert shared.warnings == ("no data were given",)
+    assert shared.command is None
     assert "ann/" not in shared.to_json()
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.svd2onnx.test_page import poisoned
 
 from svd2onnx.reporting.page import render
 from svd2onnx.reporting.report import read_report
+from tests.svd2onnx.reporting.test_page import poisoned
 from tests.svd2onnx.reports import LAYERS, a_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -88,8 +88,20 @@ def test_no_page_scrolls_sideways(browse: Browse, tmp_path: Path) -> None:
     long = "encoder" * 40
     layers = tuple(replace(layer, name=long, note=long, form=f"rank 1 {long}") for layer in LAYERS)
     deployed = replace(a_report().deployed, metric={long: 1e9}, reference_metric={long: 1e-9})
-    worst = a_report(layers=layers, source=long, output=long, deployed=deployed, warnings=(long,))
-    pages = [(render(report), width) for report in (a_report(), worst) for width in (PHONE, DESK)]
+    worst = a_report(
+        layers=layers,
+        source=long,
+        output=long,
+        deployed=deployed,
+        warnings=(long,),
+        command=long,
+        created=long,
+    )
+    pages = [
+        (render(report).replace("<details>", "<details open>"), width)
+        for report in (a_report(), worst, a_report(layers=LAYERS * 10))
+        for width in (PHONE, DESK)
+    ]
     for (_, width), page in zip(pages, measured(browse, tmp_path, pages), strict=True):
         assert page["width"] == width
         assert page["scroll"] <= width

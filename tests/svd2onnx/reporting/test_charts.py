@@ -68,7 +68,7 @@ def test_uniform_quantization_is_labelled_by_its_width_and_hopeless_ones_are_lef
 def test_small_files_are_shown_in_kilobytes() -> None:
     small = [replace(point, file_bytes=point.file_bytes // 1000) for point in CURVE]
     chart = chart_of(curve=tuple(small), file_bytes=11_700, float_bytes=90_300)
-    assert chart.unit == "kB"
+    assert chart.x_label == "File size (kB)"
     assert "20" in {tick.label for tick in chart.x_ticks}
 
 
@@ -77,9 +77,32 @@ def test_perfect_and_hopeless_files_are_drawn_too(fidelity: float) -> None:
     deployed = replace(a_report().deployed, fidelity=fidelity)
     chart = chart_of(deployed=deployed)
     assert chart.top <= chart.chosen.y <= chart.bottom
+    assert max(len(tick.label) for tick in chart.y_ticks) <= len("0.999999"), "longer ones are cut off"
 
 
 def test_a_single_size_is_drawn() -> None:
     chart = chart_of(curve=(SizePoint(11_700_000, 0.01),), float_bytes=11_700_000, predicted_error=None)
     assert chart.predicted is None
     assert len(points_of(chart)) == 1
+
+
+def test_the_axis_reaches_down_to_99_percent_for_files_that_lose_next_to_nothing() -> None:
+    curve = tuple(SizePoint(int(1e7 * 1.3**i), 1e-6 * 0.5**i) for i in range(5))
+    deployed = replace(a_report().deployed, fidelity=1 - 1e-6, mean_error=1e-6, standard_error=1e-8)
+    chart = chart_of(curve=curve, deployed=deployed, predicted_error=1e-6)
+    at = {tick.label: tick.at for tick in chart.y_ticks}
+    assert at["0.99"] == chart.bottom
+    assert chart.chosen.y < at["0.99999"]
+
+
+def test_the_spread_is_drawn_where_it_is_larger_than_the_mark() -> None:
+    assert chart_of().spread is None
+    deployed = replace(a_report().deployed, standard_error=0.005)
+    chart = chart_of(deployed=deployed)
+    assert chart.spread is not None
+    higher, lower = chart.spread
+    assert higher < chart.chosen.y < lower
+    at = {tick.label: tick.at for tick in chart.y_ticks}
+    nines = 1 + (at["0.9"] - higher) / (at["0.9"] - at["0.99"])
+    assert nines == pytest.approx(-math.log10(0.0106 - 0.005), abs=0.01)
+    assert chart_of(deployed=replace(deployed, standard_error=None)).spread is None

@@ -1,9 +1,12 @@
 """The page needs nothing but itself, escapes whatever a report holds, and says what the report says."""
 
+import ast
 import base64
 import hashlib
+import html
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from svd2onnx.cli.main import main
 from svd2onnx.reporting.page import render
-from svd2onnx.reporting.report import LayerReport, Speed, read_report
+from svd2onnx.reporting.report import LatencyReport, LayerReport, Speed, read_report
+from svd2onnx.reporting.terms import TERMS
 from svd2onnx.values.errors import ReportError
 from svd2onnx_runtime import Certificate
 from tests.svd2onnx.reports import LAYERS, a_report
@@ -104,7 +109,98 @@ def test_bars_are_of_the_right_length() -> None:
     page = render(a_report(layers=layers, latency=()))
     rows = re.findall(r"<tr>\s*<td><span class=\"name\">(?:large|small).*?</tr>", page, re.DOTALL)
     widths = [re.findall(r'<rect width="([\d.]+)"', row) for row in rows]
-    assert widths == [["100.00", "25.00", "100.00"], ["25.00", "6.25", "25.00", "50.00"]]
+    assert widths == [["100.00", "100.00", "25.00"], ["50.00", "25.00", "6.25", "25.00"]]
+
+
+def test_layers_are_sorted_by_predicted_error_with_their_sum() -> None:
+    page = Page(render(a_report()))
+    places = [page.text.index(f"encoder.0.{name}") for name in ("output", "query", "key")]
+    assert places == sorted(places)
+    assert page.text.index("encoder.0.output") < page.text.index("embedding.table") < places[1]
+    assert "They add up to 0.00701; times the gauge of 1.10" in page.text
+
+
+def test_layers_that_stay_float_for_one_reason_take_one_line() -> None:
+    norm = LAYERS[-1]
+    norms = tuple(replace(norm, name=f"norm{i}") for i in range(12))
+    page = Page(render(a_report(layers=(*LAYERS[:-1], *norms, replace(norm, name="other", note=None)))))
+    assert page.text.count("LayerNorm layers are kept in float") == 1
+    assert "12 \N{MULTIPLICATION SIGN} LayerNorm" in page.text
+    assert ", ".join(f"norm{i}" for i in range(12)) in page.text
+    assert "18.4 kB: LayerNorm layers" in page.text
+    assert "1.5 kB: the plan leaves them as they are" in page.text
+
+
+def test_a_long_table_unfolds_and_loses_no_layer() -> None:
+    layers = tuple(replace(LAYERS[0], name=f"layer{i}.", predicted_error=i * 1e-3) for i in range(50))
+    page = Page(render(a_report(layers=layers)))
+    assert "The other 30 compressed layers" in page.text
+    assert all(page.text.count(f"layer{i}.") == 1 for i in range(50))
+    assert page.text.index("layer49.") < page.text.index("The other 30") < page.text.index("layer29.")
+
+
+def test_forms_and_terms_are_explained_where_they_stand() -> None:
+    page = Page(render(a_report()))
+    titles = [own["title"] for tag, own in page.tags if tag == "abbr"]
+    assert (
+        "2-bit integers with one scale for each 64 weights, plus a low-rank pair of rank 32 in "
+        "4-bit integers with one scale for each 32 weights"
+    ) in titles
+    used = {name for name, meaning in TERMS.items() if meaning in titles}
+    assert {"fused", "deployed", "strict", "held out", "gauge", "objective", "predicted error"} <= used
+    assert all(" ".join(meaning.split()) in page.text for meaning in TERMS.values()), "a phone cannot point"
+    folded = Certificate("cpu", "1.31", 3, ("a",), (), ("b", "c"))
+    assert "1 fused , 2 folded of 3" in Page(render(a_report(certificate=folded))).text
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_the_code_on_the_page_is_python_that_opens_the_file(provider: str) -> None:
+    deployed = replace(a_report().deployed, provider=provider)
+    output = 'folder/it\'s "new" </code>.onnx'
+    code = code_of(render(a_report(output=output, deployed=deployed)))
+    calls = [own for own in ast.walk(ast.parse(code[0])) if isinstance(own, ast.Call)]
+    (opening,) = (own for own in calls if ast.unparse(own.func) == "ort.InferenceSession")
+    assert ast.literal_eval(opening.args[0]) == output
+    given = {own.arg: ast.literal_eval(own.value) for own in opening.keywords}
+    assert given == ({"providers": ["CUDAExecutionProvider"]} if provider == "cuda" else {})
+    for line in code[1].splitlines():
+        program, command, *arguments = shlex.split(line)
+        assert program == "svd2onnx"
+        main.commands[command].make_context(command, list(arguments))
+        assert arguments[0] == output
+
+
+def test_when_and_how_it_was_made_is_said_where_it_is_known() -> None:
+    command = "svd2onnx compress-export 'a b.py' -o <out>.onnx"
+    page = render(a_report(created="2026-12-01T13:30:05+01:00", command=command))
+    assert page.count("2026-12-01 12:30 UTC") == 2
+    assert code_of(page)[-1] == command
+    assert "UTC" not in render(a_report())
+    assert "yesterday" in render(a_report(created="yesterday"))
+
+
+def test_the_latency_is_said_as_a_ratio_of_times() -> None:
+    text = Page(render(a_report())).text
+    assert "Batch 8: 0.89 times float32's time (71.20 against 80.00 ms)" in text
+    assert "float32's time at batch 1 (8.30 against 10.00 ms)" in text
+
+
+def test_what_is_nearly_the_same_does_not_look_the_same() -> None:
+    deployed = replace(a_report().deployed, fidelity=0.999988)
+    latency = (LatencyReport(1, 0.0471, 0.0502, 0.94),)
+    text = Page(render(a_report(deployed=deployed, latency=latency, strict_fidelity=1.0))).text
+    assert "Fidelity 0.99999" in text
+    assert "strict fidelity 1.00000" in text
+    assert "0.94 times float32's time (0.047 against 0.050 ms)" in text
+
+
+def test_a_run_without_latency_says_so() -> None:
+    assert "Not measured." in Page(render(a_report(latency=()))).text
+
+
+def code_of(page: str) -> list[str]:
+    """What stands in the page to be copied."""
+    return [html.unescape(own) for own in re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)]
 
 
 def test_ranks_are_counted_together() -> None:
@@ -146,7 +242,7 @@ def test_text_of_a_tampered_report_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     speed, unfused = Speed(0.4, 0.41, 0.42), (("b", "reason"),)
     certificate = Certificate("cuda", "1.31", 2, ("a",), unfused, (), unfused, unfused)
-    report = a_report(speed=speed, certificate=certificate)
+    report = a_report(speed=speed, certificate=certificate, created="now", command="svd2onnx", machine="m")
     path.write_text(json.dumps(poisoned(json.loads(report.to_json()))))
     text = render(read_report(path))
     page = Page(text)
@@ -229,7 +325,8 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_report_of_before_there_were_curves_is_read(tmp_path: Path) -> None:
     record = json.loads(a_report().to_json())
-    del record["curve"]
+    for name in ("curve", "created", "command"):
+        del record[name]
     for layer in record["layers"]:
         del layer["rank"]
     (tmp_path / "report.json").write_text(json.dumps(record))
