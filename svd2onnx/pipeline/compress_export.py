@@ -34,13 +34,14 @@ def compress_export(
     data: Path | None = None,
     reference: Path | None = None,
     page: Path | None = None,
+    command: str | None = None,
     track: Track = silent,
 ) -> CompressionReport:
     """Compress the network of ``source``, of any kind (see ``svd2onnx.sources``), and write it to ``output``.
 
     Writes ``OUTPUT.report.json`` and ``OUTPUT.plan.json`` beside it and, where ``reference`` is given, the
     float32 ONNX there, and to ``page`` the report as HTML. The files appear only after the strict check
-    passed.
+    passed. The report quotes ``command``, the command line that started the run.
 
     Raises:
         Svd2OnnxError: a stated failure; nothing is written then.
@@ -67,8 +68,8 @@ def compress_export(
         builder.let_go()
 
         report = final_report(found, builder, source=source, output=output, started=started)
-        if cache.problem:
-            report = replace(report, warnings=(*report.warnings, cache.problem))
+        problems = (cache.problem,) if cache.problem else ()
+        report = replace(report, command=command, warnings=report.warnings + problems)
         drafts.report.write_text(report.to_json())
         drafts.plan.write_text(json.dumps(found.build.plan.to_json(), indent=2) + "\n")
         if drafts.latency_table and latency_model:

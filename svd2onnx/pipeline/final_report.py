@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from svd2onnx.graph.export import weights_file
@@ -67,6 +68,7 @@ def final_report(
         curve=tuple(found.goal.curve(build.plan, file_bytes, gauge)),
         machine=device_name(prepared.provider),
         data_sha256=file_digest(external) if external.exists() else None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -152,7 +152,9 @@ class Compressed:
 
     def export(self, path: Path) -> list[QuantizedNode]:
         shapes = infer_dynamic_shapes(self.batches)
-        return export(self.network, self.layers, self.batches[0], shapes, path, {"made.by": "a test"})
+        return export(
+            self.network, self.layers, self.batches[0], shapes, path, metadata={"made.by": "a test"}
+        )
 
 
 def seeded(kind: type[nn.Module], seed: int = 0) -> nn.Module:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> Non
     written = json.loads((tmp_path / "out.onnx.report.json").read_text())
     assert written == json.loads(report.to_json())
     assert written["format"] == "svd2onnx-report/1"
+    assert datetime.now(UTC) - datetime.fromisoformat(written["created"]) < timedelta(hours=1)
+    assert written["command"] is None
     assert written["file_bytes"] == output.stat().st_size
     assert written["float_bytes"] == reference.stat().st_size
     assert written["kept"] == pytest.approx(output.stat().st_size / reference.stat().st_size)

@@ -69,7 +69,7 @@ def priced() -> tuple:
     network = seeded(Embedded)
     batches = batches_of(network)
     found = discover(network, batches[0])
-    statistics = calibrate(network, found, batches, "mse", batches, 3)
+    statistics = calibrate(network, found, batches, "mse", batches, draws=3)
     return network, found, statistics, candidates(network, found, statistics)
 
 

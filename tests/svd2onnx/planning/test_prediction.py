@@ -122,7 +122,7 @@ def test_every_layer_is_predicted_as_it_measures(
     """A small random change of each weight alone, its mean effect taken up by the bias."""
     network, data = seeded(kind), batches()
     sites = [site for site in discover(network, data[0]) if site.skip_reason is None]
-    known = calibrate(network, sites, data, objective, data, draws)
+    known = calibrate(network, sites, data, objective, data, draws=draws)
     assert len(sites) >= 2
     for number, site in enumerate(sites):
         weight = network.get_submodule(site.name).weight
