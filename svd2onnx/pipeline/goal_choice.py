@@ -91,6 +91,7 @@ def _given_plan(
     if not statistics:
         raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
     spec, epsilon = settings.spec, settings.epsilon
+    assert epsilon is not None  # settings give svd its default
     return article_plan(prepared.model, prepared.sites, statistics, spec, epsilon, track, decompose)
 
 
