@@ -103,12 +103,6 @@ class Settings:
                 raise PlanError(f"{name} must be one of {known}, not {value!r}")
         if self.epsilon is not None and not self.epsilon > 0:
             raise PlanError(f"--epsilon bounds a relative error and must be positive, not {self.epsilon:g}")
-        if self.target_size is not None:
-            parse_size(self.target_size)
-        if self.target_latency is not None:
-            parse_latency(self.target_latency)
-        if self.min_fidelity is not None:
-            check_fidelity(self.min_fidelity)
 
     def _check_goals(self) -> None:
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
@@ -122,6 +116,12 @@ class Settings:
             )
         if self.method == "svd" and self.calibration_samples == 0:
             raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        if self.target_latency is not None:
+            parse_latency(self.target_latency)
+        if self.min_fidelity is not None:
+            check_fidelity(self.min_fidelity)
 
     def _check_forms(self) -> None:
         if self.activations == "int8" and self.form != FileFormat():

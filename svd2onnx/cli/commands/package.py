@@ -78,10 +78,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="folder has the file with report, card and checksums; triton is a model for NVIDIA Triton.",
 )
-@click.pass_context
 @spoken
 def package(
-    context: click.Context,
     graph: Path,
     output: Path,
     form: str,
@@ -102,7 +100,7 @@ def package(
 
     sizes = {"batch": 1, **sizes_of(dims)}
     if form == "folder":
-        _refuse_options_of_triton(context)
+        _refuse_options_of_triton(click.get_current_context())
     check_files({"GRAPH": graph})
 
     from svd2onnx.deployment.artifact import read_artifact
