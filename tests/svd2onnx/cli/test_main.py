@@ -317,6 +317,22 @@ def test_an_output_that_cannot_be_written(model_file: Path, tmp_path: Path) -> N
     assert files_of(tmp_path / "folder") == set()
 
 
+def test_files_of_others_are_replaced_only_with_overwrite(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its own files are, also without a name: a second run replaces what the first one wrote."""
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "float.onnx"
+    theirs.write_bytes(b"of someone else")
+    options = ("--method", "quantize", "--provider", "cpu", "--reference", theirs, "--report", "page.html")
+    assert_fails(svd2onnx("compress-export", model_file, *options), "float.onnx", "--overwrite")
+    assert theirs.read_bytes() == b"of someone else"
+    for more in (("--overwrite",), ()):
+        result = svd2onnx("compress-export", model_file, *options, *more)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "network.svd2onnx.onnx").stat().st_size < theirs.stat().st_size
+
+
 def test_the_reference_cannot_be_the_output_itself(model_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     assert_fails(svd2onnx("compress-export", model_file, "-o", output, "--reference", output), str(output))
