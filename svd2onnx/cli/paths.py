@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from svd2onnx.compute.atomic_output import check_targets
 from svd2onnx.sources.detect import kind_of
 from svd2onnx.sources.source_options import check_options
 from svd2onnx.values.errors import OutputError, SourceError
@@ -48,6 +49,19 @@ def check_files(files: Mapping[str, Path | None]) -> None:
     for option, path in files.items():
         if path is not None and path.is_dir():
             raise SourceError(f"{option} {path} is a folder; expected a file")
+
+
+def check_outputs(source: Path, *outputs: Path | None) -> None:
+    """What is to be written can be, and does not replace SOURCE.
+
+    Raises:
+        OutputError: one cannot be written, or is SOURCE.
+    """
+    given = [output for output in outputs if output is not None]
+    for output in given:
+        if output.resolve() == source.resolve():
+            raise OutputError(f"cannot write {output}: it is SOURCE itself; name another file")
+    check_targets(*given)
 
 
 def check_new_folder(folder: Path) -> None:

@@ -186,14 +186,13 @@ def compress_export(
     folder, a state dict (.pt, .safetensors; with --model), or a pickled network (.pt; with --trust-pickle).
     """
     from svd2onnx.cli.ownership import check_replaceable
-    from svd2onnx.cli.paths import check_source, default_output
-    from svd2onnx.compute.atomic_output import check_targets
+    from svd2onnx.cli.paths import check_outputs, check_source, default_output
     from svd2onnx.values.settings import Settings
 
     settings = Settings(**arguments)
     check_source(source, settings, data)
     output = output or default_output(source)
-    check_targets(*(path for path in (output, reference, page) if path))
+    check_outputs(source, output, reference, page)
     if not overwrite:
         check_replaceable(output, reference, page)
 
