@@ -12,12 +12,13 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import click
+import cloup
 
 from svd2onnx.cli.main import main
 
@@ -60,21 +61,28 @@ def _command(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     text = inspect.cleandoc(command.help or "").replace("\b\n", "")
     lines = [f"### {context.command_path}\n", f"```text\n{usage}\n```\n", f"{text}\n"]
-    # All take --help, of which click keeps the names that it had when it was first asked for.
-    records = [
-        record
-        for own in command.get_params(context)
-        if isinstance(own, click.Option)
-        and "--help" not in own.opts
-        and (record := own.get_help_record(context))
-    ]
-    if records:
-        lines += ["| option | meaning |", "|---|---|"]
-        lines += [
-            f"| `{_cell(option)}` | {_cell(' '.join(meaning.split()))} |" for option, meaning in records
+    for title, options in _groups(command, context):
+        # All take --help, of which click keeps the names that it had when it was first asked for.
+        records = [
+            record for own in options if "--help" not in own.opts and (record := own.get_help_record(context))
         ]
-        lines.append("")
+        if records:
+            lines += [f"**{title}**\n", "| option | meaning |", "|---|---|"]
+            lines += [
+                f"| `{_cell(option)}` | {_cell(' '.join(meaning.split()))} |" for option, meaning in records
+            ]
+            lines.append("")
     return "\n".join(lines)
+
+
+def _groups(command: click.Command, context: click.Context) -> Iterator[tuple[str, Sequence[click.Option]]]:
+    """The options under the headings under which ``--help`` shows them."""
+    if not isinstance(command, cloup.Command):
+        yield "Options", [own for own in command.get_params(context) if isinstance(own, click.Option)]
+        return
+    yield from ((group.title, group.options) for group in command.option_groups)
+    rest = command.get_default_option_group(context, not command.option_groups)
+    yield rest.title, rest.options
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from svd2onnx.compute.draft_folder import draft_folder
@@ -30,8 +31,7 @@ def atomic_files(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tu
     Raises:
         OutputError: a target cannot be written, or is named twice.
     """
-    if len({target.parent.resolve() / target.name for target in targets}) < len(targets):
-        raise OutputError(f"cannot write two outputs to one file: {', '.join(map(str, targets))}")
+    _check_names(targets)
     folders: dict[Path, Path] = {}
     with contextlib.ExitStack() as stack:
         for target in targets:
@@ -53,6 +53,19 @@ def atomic_files(*targets: Path, optional: Collection[Path] = ()) -> Iterator[tu
         for draft, target in reversed(made):
             with _refused(target):
                 os.replace(draft, target)
+
+
+def check_targets(*targets: Path) -> None:
+    """Find now what ``atomic_files`` would find on entry, for a command that has slow imports in between.
+
+    Raises:
+        OutputError: a target cannot be written, or is named twice.
+    """
+    _check_names(targets)
+    for target in targets:
+        _check(target)
+        with _refused(target), tempfile.TemporaryFile(dir=target.parent):
+            pass  # modes alone do not tell: a disk may be read-only, and root may do anything else
 
 
 @contextlib.contextmanager
@@ -101,6 +114,11 @@ def _refused(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _check_names(targets: Sequence[Path]) -> None:
+    if len({target.parent.resolve() / target.name for target in targets}) < len(targets):
+        raise OutputError(f"cannot write two outputs to one file: {', '.join(map(str, targets))}")
 
 
 def _check(target: Path) -> None:

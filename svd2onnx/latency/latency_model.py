@@ -7,7 +7,6 @@ What is not a compressible layer takes the time it takes in the float graph.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from svd2onnx.planning.candidates import Candidate, forms_of
 from svd2onnx.sources.model_file import arguments_of
 from svd2onnx.values.errors import PlanError, one_line
 from svd2onnx.values.schema import CompressionPlan, LayerForm, LayerSite
+from svd2onnx.values.targets import parse_latency
 from svd2onnx_runtime import open_session, synthetic_inputs, time_runs
 from svd2onnx_runtime.errors import naming
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable, typical
@@ -144,12 +144,8 @@ def target_ratio(text: str, float_ms: float) -> float:
     Raises:
         PlanError: the text is no latency.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|ms)", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
-        raise PlanError(
-            f"a latency is a share of float32's such as 0.5x, or a time such as 12ms, not {text!r}"
-        )
-    return float(match[1]) if match[2].lower() == "x" else float(match[1]) / float_ms
+    number, is_share = parse_latency(text)
+    return number if is_share else number / float_ms
 
 
 def _variants(site: LayerSite, activations: Sequence[str]) -> list[LayerForm]:

@@ -8,6 +8,7 @@ share is one site.
 from __future__ import annotations
 
 import fnmatch
+import glob
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -87,8 +88,8 @@ def select(
 ) -> list[LayerSite]:
     """The sites with those skipped that ``include`` leaves out or ``exclude`` names, or of another kind.
 
-    Patterns are shell globs over module names (``encoder.layer.*.attention.*``); ``only`` is a kind, or None
-    for all of them.
+    Patterns are names of modules, which may hold brackets, or shell globs over them
+    (``encoder.layer.*.attention.*``); ``only`` is a kind, or None for all of them.
 
     Raises:
         PlanError: a pattern matches no compressible layer, or there is none of the kind.
@@ -98,14 +99,17 @@ def select(
     usable = [site for site in sites if site.skip_reason is None]
     if only is not None and not usable:
         raise PlanError(f"--only {only}: the network has no compressible layer of this kind")
-    for pattern in (*include, *exclude):
-        if not any(_matches(site, [pattern]) for site in usable):
+    names = {name for site in sites for name in site.names}
+    globs = {own: glob.escape(own) if own in names else own for own in (*include, *exclude)}
+    for pattern in globs:
+        if not any(_matches(site, [globs[pattern]]) for site in usable):
             examples = ", ".join(site.name for site in usable[:3]) or "none at all"
             raise PlanError(
                 f"the layer pattern {pattern!r} matches none of the {len(usable)} compressible "
                 f"layers (such as {examples}); `svd2onnx inspect` lists them"
             )
-    return [_select_one(site, include, exclude) for site in sites]
+    included, excluded = ([globs[own] for own in patterns] for patterns in (include, exclude))
+    return [_select_one(site, included, excluded) for site in sites]
 
 
 def weight_of(model: nn.Module, site: LayerSite) -> Tensor:

@@ -114,6 +114,7 @@ def _given_plan(
     if not statistics:
         raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
     spec, epsilon = settings.spec, settings.epsilon
+    assert epsilon is not None  # settings give svd its default
     model, sites, track = prepared.model, prepared.sites, prepared.track
     return article_plan(model, sites, statistics, spec, epsilon, track=track, decompose=decompose)
 

@@ -21,6 +21,7 @@ from svd2onnx.planning.timed_knapsack import TimedFrontier, TimedOption
 from svd2onnx.reporting.report import SizePoint
 from svd2onnx.values.errors import PlanError
 from svd2onnx.values.schema import CompressionPlan
+from svd2onnx.values.targets import check_fidelity
 
 _ROUNDS = 5
 _NEAR = 0.002
@@ -272,8 +273,7 @@ def allowed_error(objective: str, fidelity: float) -> float:
     Raises:
         PlanError: the fidelity is not between 0 and 1.
     """
-    if not 0 < fidelity < 1:
-        raise PlanError(f"a fidelity lies between 0 and 1 (1 is a perfect copy), not {fidelity:g}")
+    check_fidelity(fidelity)
     return -math.log(fidelity) if objective == "kl" else 1 - fidelity
 
 

@@ -10,6 +10,7 @@ import os
 import zipfile
 from pathlib import Path
 
+from svd2onnx.sources.missing import advice_for
 from svd2onnx.values.errors import SourceError
 
 _HEAD = 4096
@@ -36,7 +37,7 @@ def kind_of(path: Path) -> str:
         SourceError: there is no such file, it cannot be read, or svd2onnx does not read files of its kind.
     """
     if not path.exists():
-        raise SourceError(f"no such file or folder: {path}; {_EXPECTED}")
+        raise SourceError(f"no such file or folder: {path}; {advice_for(path) or _EXPECTED}")
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.is_file():

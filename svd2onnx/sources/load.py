@@ -17,6 +17,7 @@ from svd2onnx.sources.network import Network
 from svd2onnx.sources.pickled import as_network, load_pickle
 from svd2onnx.sources.safetensor_files import read_safetensors, read_sharded
 from svd2onnx.sources.source import Source
+from svd2onnx.sources.source_options import check_network_options, check_options
 from svd2onnx.sources.state_dict import load_into, tensors_of
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
@@ -37,8 +38,8 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
         SourceError: it cannot be loaded, or options are missing or do not fit its kind.
     """
     kind = kind_of(path)
+    check_options(path, kind, settings, data)
     if kind == "model file":
-        _refuse(settings.model, "--model", path, "a state dict")
         return _of_model_file(_model_file(path, settings, data), settings)
     if kind in ("safetensors", "sharded"):
         tensors = read_safetensors(path) if kind == "safetensors" else read_sharded(path)
@@ -47,6 +48,7 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
         loaded = load_pickle(path, trusted=settings.trust_pickle)
         if isinstance(loaded, dict) and not any(isinstance(part, nn.Module) for part in loaded.values()):
             return _of_state_dict(path, tensors_of(path, loaded), settings, data)
+        check_network_options(path, settings, data)
         network = Network(path, as_network(loaded, path), None)
     elif kind == "exported program":
         network = load_exported(path)
@@ -54,13 +56,6 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
         from svd2onnx.sources.huggingface import load_folder
 
         network = load_folder(path)
-    _refuse(settings.model, "--model", path, "a state dict")
-    for option, value in (
-        ("--data", data),
-        ("--weights", settings.weights),
-        ("--random-weights", settings.random_weights or None),
-    ):
-        _refuse(value, option, path, "a model file")
     return with_data(network, settings)
 
 
@@ -155,8 +150,3 @@ def _model_file(
     path: Path, settings: Settings, data: Path | None, needs: tuple[str, ...] = ("build", "inputs")
 ) -> ModelFile:
     return load_model_file(path, data, settings.weights, random_weights=settings.random_weights, needs=needs)
-
-
-def _refuse(value: object, option: str, path: Path, kind: str) -> None:
-    if value is not None:
-        raise SourceError(f"{option} was given, and {path} is not {kind}: leave it out")

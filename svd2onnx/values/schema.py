@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svd2onnx.values.choices import BITS as BITS
+from svd2onnx.values.choices import BLOCK_SIZES as BLOCK_SIZES
+from svd2onnx.values.choices import METHODS
 from svd2onnx.values.errors import PlanError
 from svd2onnx.values.scales import widen
 
-BITS = (8, 4, 2)
-"""Code widths that ONNX has a signed integer type for (int8, int4, int2)."""
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""Block sizes for which onnxruntime fuses DequantizeLinear and MatMul into one kernel."""
 ACTIVATIONS = ("float", "int8")
 """What a layer's MatMuls compute with, see ``graph.int8_matmul``."""
-METHODS = ("auto", "quantize", "svd")
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 

@@ -1,23 +1,25 @@
-"""What the user asks for."""
+"""What the user asks for, checked as far as it can be before a network is loaded; torch is not imported."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from svd2onnx.values.choices import ACTIVATIONS, BITS, BLOCK_SIZES, DEVICES, DTYPES, METHODS, OPERATORS
 from svd2onnx.values.errors import PlanError
-from svd2onnx.values.schema import METHODS, QuantSpec
+from svd2onnx.values.targets import check_fidelity, parse_latency, parse_size
 
-ACTIVATIONS = ("auto", "float", "int8")
-OPERATORS = ("dequantize", "folded", "matmulnbits")
-DTYPES = ("float32", "float16")
-DEVICES = ("auto", "cpu", "cuda")
+if TYPE_CHECKING:
+    from svd2onnx.values.schema import QuantSpec
+
+DEFAULT_BITS = 4
 DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
 """Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
+DEFAULT_EPSILON = 0.1
+DEFAULT_BATCH = 1
+DEFAULT_SEQUENCE = 128
 DEFAULT_TARGET = "0.15x"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class FileFormat:
 class Settings:
     """See ``svd2onnx compress-export --help``.
 
+    What belongs to a method or a goal (bits, block_size, epsilon; batch, sequence) is None where that is not
+    asked for, and has its default where it is: so the settings of a report are those that played a part.
+
     Raises:
-        PlanError: the method is unknown, or settings contradict one another.
+        PlanError: a value is none of those there are, settings contradict one another, or one has no effect.
     """
 
     method: str = "auto"
@@ -46,12 +51,12 @@ class Settings:
     min_fidelity: float | None = None
     target_latency: str | None = None
     latency_table: Path | None = None
-    batch: int = 1
-    sequence: int = 128
+    batch: int | None = None
+    sequence: int | None = None
     plan: Path | None = None
-    bits: int = 4
+    bits: int | None = None
     block_size: int | None = None
-    epsilon: float = 0.1
+    epsilon: float | None = None
     activations: str = "auto"
     operator: str = "dequantize"
     dtype: str = "float32"
@@ -77,16 +82,48 @@ class Settings:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise PlanError(f"the method must be one of {METHODS}, not {self.method!r}")
-        if self.activations not in ACTIVATIONS:
-            raise PlanError(f"activations must be one of {ACTIVATIONS}, not {self.activations!r}")
-        if self.operator not in OPERATORS:
-            raise PlanError(f"the operator must be one of {OPERATORS}, not {self.operator!r}")
-        if self.dtype not in DTYPES:
-            raise PlanError(f"the dtype must be one of {DTYPES}, not {self.dtype!r}")
-        if self.device not in DEVICES:
-            raise PlanError(f"the device must be one of {DEVICES}, not {self.device!r}")
+        self._check_choices()
+        self._check_goals()
+        self._check_forms()
+        self._refuse_idle()
+        self._fill_defaults()
+
+    def _check_choices(self) -> None:
+        for name, value, choices in (
+            ("the method", self.method, METHODS),
+            ("activations", self.activations, ACTIVATIONS),
+            ("the operator", self.operator, OPERATORS),
+            ("the dtype", self.dtype, DTYPES),
+            ("the device", self.device, DEVICES),
+            ("bits", self.bits, (None, *BITS)),
+            ("the block size", self.block_size, (None, *BLOCK_SIZES)),
+        ):
+            if value not in choices:
+                known = tuple(choice for choice in choices if choice is not None)
+                raise PlanError(f"{name} must be one of {known}, not {value!r}")
+        if self.epsilon is not None and not self.epsilon > 0:
+            raise PlanError(f"--epsilon bounds a relative error and must be positive, not {self.epsilon:g}")
+
+    def _check_goals(self) -> None:
+        goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
+        if len(goals) > 1:
+            raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")
+        if self.plan is not None and self.target_latency is not None:
+            raise PlanError("--plan says all of a plan already: leave out --target-latency")
+        if (goals or self.target_latency) and self.method != "auto":
+            raise PlanError(
+                f"--method {self.method} has a rule of its own: leave it out to give a goal or a plan"
+            )
+        if self.method == "svd" and self.calibration_samples == 0:
+            raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        if self.target_latency is not None:
+            parse_latency(self.target_latency)
+        if self.min_fidelity is not None:
+            check_fidelity(self.min_fidelity)
+
+    def _check_forms(self) -> None:
         if self.activations == "int8" and self.file_format != FileFormat():
             raise PlanError(
                 "--activations int8 is a form of its own, MatMulInteger on float32 activations: "
@@ -101,15 +138,41 @@ class Settings:
             raise PlanError(
                 "--weights names trained weights and --random-weights asks for none: give one of them"
             )
-        goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
-        if len(goals) > 1:
-            raise PlanError("--target-size, --min-fidelity and --plan are different goals: give one of them")
-        if self.plan is not None and self.target_latency is not None:
-            raise PlanError("--plan says all of a plan already: leave out --target-latency")
-        if (goals or self.target_latency) and self.method != "auto":
-            raise PlanError(
-                f"--method {self.method} has a rule of its own: leave it out to give a goal or a plan"
-            )
+
+    def _refuse_idle(self) -> None:
+        """Refuse what would have no effect: whoever gives it expects one."""
+        for option, value, methods in (
+            ("--bits", self.bits, ("quantize", "svd")),
+            ("--block-size", self.block_size, ("quantize", "svd")),
+            ("--epsilon", self.epsilon, ("svd",)),
+        ):
+            if value is not None and self.method not in methods:
+                takers = " or ".join(f"--method {method}" for method in methods)
+                raise PlanError(
+                    f"{option} has no effect with --method {self.method}: add {takers}, or leave {option} out"
+                )
+        for option, own in (
+            ("--batch", self.batch),
+            ("--sequence", self.sequence),
+            ("--latency-table", self.latency_table),
+        ):
+            if own is not None and not self.target_latency:
+                raise PlanError(
+                    f"{option} has no effect without --target-latency: give one, or leave {option} out"
+                )
+
+    def _fill_defaults(self) -> None:
+        defaults: dict[str, float] = {}
+        if self.method != "auto":
+            defaults["bits"] = DEFAULT_BITS
+            defaults["block_size"] = DEFAULT_BLOCKS[self.bits or DEFAULT_BITS]
+        if self.method == "svd":
+            defaults["epsilon"] = DEFAULT_EPSILON
+        if self.target_latency:
+            defaults |= {"batch": DEFAULT_BATCH, "sequence": DEFAULT_SEQUENCE}
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)  # frozen for all but its own making
 
     def choice_of_activations(self, provider: str) -> tuple[str, ...]:
         """What planned layers may compute with: either, where time counts and the provider can do both."""
@@ -120,7 +183,8 @@ class Settings:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the dynamic dimensions of the inputs that latency is planned for."""
+        """Of the dynamic dimensions of the inputs that latency is planned for; there is a target latency."""
+        assert self.batch is not None and self.sequence is not None
         return {"batch": self.batch, "sequence": self.sequence}
 
     @property
@@ -130,18 +194,24 @@ class Settings:
 
     @property
     def spec(self) -> QuantSpec:
-        """Of plain quantization and of the article's factors."""
-        return QuantSpec(self.bits, self.block_size or DEFAULT_BLOCKS[self.bits])
+        """Of plain quantization and of the article's factors; the method is one of these."""
+        from svd2onnx.values.schema import QuantSpec  # here, because it loads torch
+
+        assert self.bits is not None and self.block_size is not None
+        return QuantSpec(self.bits, self.block_size)
 
 
 def target_bytes(text: str, float_bytes: int) -> int:
-    """A size such as "0.15x" (of the float32 file), "40MB" or "12345", in bytes.
+    """The size ``text``, see ``targets.parse_size``, of a float32 file of ``float_bytes``, in bytes.
 
     Raises:
-        PlanError: the text is no size.
+        PlanError: the text is no size, or not below ``float_bytes``.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|[kmg]?b)?", text.strip(), re.IGNORECASE)
-    if match is None or not 0 < float(match[1]) < math.inf:
-        raise PlanError(f"a size is a share such as 0.15x or bytes such as 40MB, not {text!r}")
-    number, unit = float(match[1]), (match[2] or "").upper()
-    return int(number * (float_bytes if unit == "X" else _UNITS[unit]))
+    number, is_share = parse_size(text)
+    size = int(number * float_bytes) if is_share else int(number)
+    if size >= float_bytes:
+        raise PlanError(
+            f"--target-size {text} is not below the float32 file, which has {float_bytes:,} bytes, so that "
+            "nothing would be compressed: give less, such as 0.15x"
+        )
+    return size

@@ -5,12 +5,14 @@ import importlib
 import importlib.util
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 
 from svd2onnx.cli.main import main
+from svd2onnx.values.settings import Settings
 from tests.docs.documents import DOCUMENTS, ROOT, commands_of, inline_codes
 
 COMMANDS = [
@@ -128,6 +130,17 @@ def test_an_option_in_the_text_exists(path: Path) -> None:
         if words[:1] == ["svd2onnx"] or code.startswith("-"):
             for option in re.findall(r"(?<!\S)--[a-z][\w-]*", code):
                 assert option in OPTIONS | OTHERS, f"{code}: no command takes {option}"
+
+
+@pytest.mark.parametrize(
+    "words", [param for param in COMMANDS if param.values[0][:2] == ["svd2onnx", "compress-export"]]
+)
+def test_settings_of_a_command_go_together(words: list[str]) -> None:
+    """No option of a document is one that has no effect, or contradicts another."""
+    command = main.commands["compress-export"]
+    context = command.make_context(words[1], [MEANT.get(word, word) for word in words[2:]])
+    names = {field.name for field in fields(Settings)}
+    Settings(**{name: value for name, value in context.params.items() if name in names})
 
 
 @pytest.mark.parametrize("words", [param for param in COMMANDS if "svd2onnx" in param.values[0]])

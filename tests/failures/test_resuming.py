@@ -39,7 +39,7 @@ class Whole:
 def arguments(folder: Path, *options: object) -> list[object]:
     source = folder / "network.py"
     source.write_text(MODEL_FILE)
-    shared = ("--provider", "cpu", "--target-size", "0.3x")
+    shared = ("--provider", "cpu", "--target-size", "0.3x", "--overwrite")
     return ["compress-export", source, "-o", folder / "out.onnx", *shared, *options]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import DIM, PATH, PROVIDER, THREADS, examples, pairs, sizes_of
+from svd2onnx.cli.options import DIM, PATH, PROVIDER, THREADS, command, examples, pairs, sizes_of
 
 
-@click.command(
+@command(
     short_help="Time graphs side by side.",
     epilog=examples(
         "svd2onnx bench minilm.onnx --reference minilm.float32.onnx --batch 1 --batch 8",
@@ -19,15 +20,44 @@ from svd2onnx.cli.options import DIM, PATH, PROVIDER, THREADS, examples, pairs, 
     ),
 )
 @click.argument("graph", type=PATH)
-@click.option("--reference", type=PATH, help="A graph to compare with, such as the float32 one.")
-@click.option("--against", multiple=True, metavar="NAME=FILE", help="A further graph to time beside them.")
-@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
-@click.option("-o", "--output", type=PATH, help="Also write the results here, as JSON.")
-@click.option("--plot", type=PATH, help="Also draw latency against batch here (PNG).")
-@DIM
-@PROVIDER
-@THREADS
+@cloup.option_group(
+    "Graphs",
+    cloup.option(
+        "--reference", type=PATH, metavar="FILE", help="A graph to compare with, such as the float32 one."
+    ),
+    cloup.option(
+        "--against", multiple=True, metavar="NAME=FILE", help="A further graph to time beside them."
+    ),
+)
+@cloup.option_group(
+    "Inputs",
+    cloup.option(
+        "--batch",
+        "batches",
+        type=click.IntRange(1),
+        metavar="N",
+        multiple=True,
+        default=(1, 8),
+        show_default=True,
+        help="Batch sizes to time.",
+    ),
+    DIM,
+)
+@cloup.option_group(
+    "Speed and resources",
+    cloup.option(
+        "--repeats",
+        type=click.IntRange(1),
+        metavar="N",
+        default=50,
+        show_default=True,
+        help="Timed runs of each graph.",
+    ),
+    PROVIDER,
+    THREADS,
+)
+@cloup.option("-o", "--output", type=PATH, metavar="FILE", help="Also write the results here, as JSON.")
+@cloup.option("--plot", type=PATH, metavar="FILE", help="Also draw latency against batch size here (PNG).")
 @spoken
 def bench(
     graph: Path,
@@ -47,9 +77,20 @@ def bench(
     One of --with-past is timed twice: on a prompt, of --dim sequence=SIZE tokens, and on a single token after
     so many, or after --dim past_sequence=SIZE.
     """
+    from svd2onnx.cli.paths import check_files
+    from svd2onnx.compute.atomic_output import atomic_files, check_targets
+
+    paths = ({"reference": reference} if reference else {}) | {"graph": graph}
+    for name, path in pairs(against, "--against", "NAME=FILE").items():
+        if name in paths:
+            raise click.BadParameter(f"the name {name!r} is taken", param_hint="--against")
+        paths[name] = Path(path)
+    sizes = sizes_of(dims)
+    check_files({"GRAPH" if name == "graph" else f"graph {name!r}": path for name, path in paths.items()})
+    check_targets(*(path for path in (output, plot) if path))
+
     from svd2onnx.cli.plots import draw_latency, pyplot
     from svd2onnx.cli.tables import bench_table, footprint_table
-    from svd2onnx.compute.atomic_output import atomic_files
     from svd2onnx_runtime import bench as run_bench
     from svd2onnx_runtime import open_session, synthetic_inputs
     from svd2onnx_runtime.errors import naming
@@ -57,13 +98,7 @@ def bench(
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
-    paths = ({"reference": reference} if reference else {}) | {"graph": graph}
-    for name, path in pairs(against, "--against", "NAME=FILE").items():
-        if name in paths:
-            raise click.BadParameter(f"the name {name!r} is taken", param_hint="--against")
-        paths[name] = Path(path)
     session = open_session(graph, provider)
-    sizes = sizes_of(dims)
     runs = [sizes]
     with naming(graph):
         if past_names(session):

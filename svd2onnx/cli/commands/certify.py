@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, fail, spoken
-from svd2onnx.cli.options import DIM, PATH, PROVIDER, examples, sizes_of
+from svd2onnx.cli.options import DIM, PATH, PROVIDER, command, examples, sizes_of
 
 if TYPE_CHECKING:
     from svd2onnx_runtime import Certificate
 
 
-@click.command(
+@command(
     short_help="Prove that every quantized weight is fused.",
     epilog=examples(
         "svd2onnx certify minilm.onnx --provider cpu",
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("graph", type=PATH)
-@DIM
-@PROVIDER
+@cloup.option_group("Inputs", DIM)
+@cloup.option_group("Speed and resources", PROVIDER)
 @spoken
 def certify(graph: Path, dims: tuple[str, ...], provider: str, terminal: Terminal) -> None:
     """Prove that GRAPH runs as it is meant to; exit 1 if not.

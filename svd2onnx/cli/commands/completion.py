@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from svd2onnx.cli.options import examples
+from svd2onnx.cli.options import command, examples
 
 
-@click.command(
+@command(
     short_help="Let a shell complete commands and options.",
     epilog=examples(
         'eval "$(svd2onnx completion bash)"                       # in ~/.bashrc',

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import DATA, PATH, PROVIDER, RANDOM_WEIGHTS, WEIGHTS, examples
+from svd2onnx.cli.options import DATA, PATH, PROVIDER, RANDOM_WEIGHTS, WEIGHTS, command, examples
 
 
-@click.command(
+@command(
     short_help="What a graph lost against its original.",
     epilog=examples(
         "svd2onnx evaluate minilm.onnx --reference minilm.float32.onnx --task models/minilm.py",
@@ -20,12 +21,21 @@ from svd2onnx.cli.options import DATA, PATH, PROVIDER, RANDOM_WEIGHTS, WEIGHTS, 
     ),
 )
 @click.argument("graph", type=PATH)
-@click.option("--reference", type=PATH, required=True, help="The float32 ONNX file.")
-@click.option("--task", type=PATH, required=True, help="The model file with the data and the metric.")
-@DATA
-@WEIGHTS
-@RANDOM_WEIGHTS
-@PROVIDER
+@cloup.option_group(
+    "Source and data",
+    cloup.option("--reference", type=PATH, metavar="FILE", required=True, help="The float32 ONNX file."),
+    cloup.option(
+        "--task",
+        type=PATH,
+        metavar="FILE.py",
+        required=True,
+        help="The model file with the data and the metric.",
+    ),
+    DATA,
+    WEIGHTS,
+    RANDOM_WEIGHTS,
+)
+@cloup.option_group("Speed and resources", PROVIDER)
 @spoken
 def evaluate(
     graph: Path,
@@ -38,6 +48,11 @@ def evaluate(
     terminal: Terminal,
 ) -> None:
     """Measure what GRAPH lost against --reference, on the evaluation data of --task."""
+    from svd2onnx.cli.paths import check_files, check_there
+
+    check_files({"GRAPH": graph, "--reference": reference, "--task": task})
+    check_there({"--data": data, "--weights": weights})
+
     from svd2onnx.cli.tables import evaluation_table
     from svd2onnx.sources.model_file import as_arrays, load_model_file
     from svd2onnx_runtime import evaluate as run_evaluate

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import PATH, PROVIDER, THREADS, WEIGHTS, examples
+from svd2onnx.cli.options import PATH, PROVIDER, THREADS, WEIGHTS, command, examples
 
 
-@click.command(
+@command(
     short_help="Continue a prompt, and say how fast.",
     epilog=examples(
         "svd2onnx generate smollm2.onnx --task models/smollm2.py --prompt 'The capital of France is'",
@@ -18,16 +19,42 @@ from svd2onnx.cli.options import PATH, PROVIDER, THREADS, WEIGHTS, examples
     ),
 )
 @click.argument("graph", type=PATH)
-@click.option("--reference", type=PATH, help="A graph to compare with, such as the float32 one.")
-@click.option(
-    "--task", type=PATH, required=True, help="What has the tokenizer: a model file or a Hugging Face folder."
+@cloup.option_group(
+    "Text",
+    cloup.option("--prompt", required=True, help="The text to continue."),
+    cloup.option(
+        "--tokens",
+        type=click.IntRange(2),
+        metavar="N",
+        default=64,
+        show_default=True,
+        help="Number of tokens to add.",
+    ),
+    cloup.option(
+        "--task",
+        type=PATH,
+        metavar="PATH",
+        required=True,
+        help="What has the tokenizer: a model file or a Hugging Face folder.",
+    ),
+    WEIGHTS,
 )
-@click.option("--prompt", required=True, help="The text to continue.")
-@click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="How many to add.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@WEIGHTS
-@PROVIDER
-@THREADS
+@cloup.option_group(
+    "Speed and resources",
+    cloup.option(
+        "--reference", type=PATH, metavar="FILE", help="A graph to compare with, such as the float32 one."
+    ),
+    cloup.option(
+        "--repeats",
+        type=click.IntRange(1),
+        metavar="N",
+        default=3,
+        show_default=True,
+        help="Timed runs of each graph.",
+    ),
+    PROVIDER,
+    THREADS,
+)
 @spoken
 def generate(
     graph: Path,
@@ -45,6 +72,11 @@ def generate(
 
     With --reference both generate in turn, in one process.
     """
+    from svd2onnx.cli.paths import check_files, check_there
+
+    check_files({"GRAPH": graph, "--reference": reference})
+    check_there({"--task": task, "--weights": weights})
+
     from svd2onnx.cli.tables import generation_table
     from svd2onnx.deployment.generation import generate_texts, tokenizer_of
 

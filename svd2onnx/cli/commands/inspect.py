@@ -7,13 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import PATH, examples, source_options
+from svd2onnx.cli.options import (
+    CALIBRATION,
+    DEVICE,
+    LAYER_OPTIONS,
+    PATH,
+    SOURCE,
+    command,
+    examples,
+    source_options,
+)
 
 
-@click.command(
+@command(
     short_help="What a network is made of, and what it would gain.",
     context_settings={"default_map": {"calibration_samples": 128}},  # enough to look
     epilog=examples(
@@ -22,9 +31,11 @@ from svd2onnx.cli.options import PATH, examples, source_options
         "svd2onnx inspect models/minilm.py --calibration-samples 0 --include 'encoder.*' --json",
     ),
 )
-@click.argument("source", type=PATH)
-@click.option("--plot", type=PATH, help="Also draw the spectra of all layers here (PNG).")
-@source_options
+@SOURCE
+@source_options(CALIBRATION)
+@LAYER_OPTIONS
+@cloup.option_group("Speed and resources", DEVICE)
+@cloup.option("--plot", type=PATH, metavar="FILE", help="Also draw the spectra of all layers here (PNG).")
 @spoken
 def inspect(source: Path, plot: Path | None, data: Path | None, terminal: Terminal, **arguments: Any) -> None:
     """List the layers of SOURCE: shapes, bytes, spectra, and what other forms would save and cost.
@@ -32,17 +43,23 @@ def inspect(source: Path, plot: Path | None, data: Path | None, terminal: Termin
     Effective ranks are those of 90% and 99% of the energy, of the weight and of the weight times its inputs.
     The pair is the best one of low rank that is clearly smaller than 4 bits.
     """
+    from svd2onnx.cli.paths import check_source
+    from svd2onnx.compute.atomic_output import atomic_files, check_targets
+    from svd2onnx.values.settings import Settings
+
+    settings = Settings(**arguments)
+    check_source(source, settings, data)
+    check_targets(*([plot] if plot else []))
+
     from svd2onnx.cli.plots import draw_spectra, pyplot
     from svd2onnx.cli.tables import inspection_table
-    from svd2onnx.compute.atomic_output import atomic_files
     from svd2onnx.study.inspection import inspect_layers
-    from svd2onnx.values.settings import Settings
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
     with atomic_files(*([plot] if plot else [])) as drafts:
         with terminal.progress() as track:
-            layers = inspect_layers(source, Settings(**arguments), data, track)
+            layers = inspect_layers(source, settings, data, track)
         for draft in drafts:
             draw_spectra(layers, draft)
     terminal.answer(json.dumps([asdict(layer) for layer in layers], indent=2), inspection_table(layers))

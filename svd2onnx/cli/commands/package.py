@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import cloup
+from click.core import ParameterSource
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import DIM, PATH, THREADS, examples, sizes_of
+from svd2onnx.cli.options import DIM, PATH, THREADS, command, examples, sizes_of
 
 if TYPE_CHECKING:
     from svd2onnx.deployment.artifact import Artifact
 
 
-@click.command(
+@command(
     short_help="Make a folder to deploy a file from.",
     epilog=examples(
         "svd2onnx package minilm.onnx -o minilm",
@@ -25,44 +27,57 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("graph", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The folder; triton: the model repository.")
-@click.option(
+@cloup.option_group(
+    "For Triton, with --format triton",
+    cloup.option("--name", help="Name of the model.  [default: that of GRAPH]"),
+    cloup.option(
+        "--version",
+        type=click.IntRange(1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Version of the model; other versions stay.",
+    ),
+    cloup.option(
+        "--provider",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Execution provider.  [default: what GRAPH was measured on]",
+    ),
+    cloup.option(
+        "--max-batch",
+        type=click.IntRange(1),
+        metavar="N",
+        default=8,
+        show_default=True,
+        help="Most samples that are computed together.",
+    ),
+    cloup.option(
+        "--instances",
+        type=click.IntRange(1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Sessions beside each other, each with the weights.",
+    ),
+    THREADS,
+    DIM,
+)
+@cloup.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="DIR",
+    required=True,
+    help="Folder to write; with --format triton the model repository.",
+)
+@cloup.option(
     "--format",
     "form",
     type=click.Choice(["folder", "triton"]),
     default="folder",
     show_default=True,
-    help="The file with report, card and checksums; or a model for NVIDIA Triton.",
+    help="folder has the file with report, card and checksums; triton is a model for NVIDIA Triton.",
 )
-@click.option("--name", help="triton: of the model.  [default: that of GRAPH]")
-@click.option(
-    "--version",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="triton: of the model, whose others stay.",
-)
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda"]),
-    help="triton: what is to compute.  [default: what GRAPH was measured on]",
-)
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="triton: samples computed together at most.",
-)
-@click.option(
-    "--instances",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="triton: sessions beside each other, each with the weights.",
-)
-@THREADS
-@DIM
 @spoken
 def package(
     graph: Path,
@@ -81,7 +96,13 @@ def package(
 
     Nothing that is there already is replaced. --dim is of the first request that Triton runs on a GPU.
     """
+    from svd2onnx.cli.paths import check_files
+
     sizes = {"batch": 1, **sizes_of(dims)}
+    if form == "folder":
+        _refuse_options_of_triton(click.get_current_context())
+    check_files({"GRAPH": graph})
+
     from svd2onnx.deployment.artifact import read_artifact
     from svd2onnx.deployment.packaging import write_folder, write_model
     from svd2onnx.deployment.triton import Serving
@@ -103,6 +124,15 @@ def package(
         remarks = list(_remarks(artifact, serving.provider, files))
     record = {"output": str(output), "files": [str(file) for file in files], "remarks": remarks}
     terminal.answer(json.dumps(record, indent=2), *map(str, files), *remarks)
+
+
+def _refuse_options_of_triton(context: click.Context) -> None:
+    for name in ("name", "version", "provider", "max_batch", "instances", "threads", "dims"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--dim" if name == "dims" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} has no effect with --format folder: add --format triton, or leave {option} out"
+            )
 
 
 def _remarks(artifact: Artifact, provider: str, files: list[Path]) -> Iterator[str]:

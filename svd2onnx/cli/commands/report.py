@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import click
+import cloup
 
 from svd2onnx.cli.console import Terminal, spoken
-from svd2onnx.cli.options import PATH, examples
+from svd2onnx.cli.options import PATH, command, examples
 
 
-@click.command(
+@command(
     short_help="Make a page of an earlier run's report.",
     epilog=examples(
         "svd2onnx report minilm.onnx.report.json",
@@ -19,7 +20,9 @@ from svd2onnx.cli.options import PATH, examples
     ),
 )
 @click.argument("report_json", metavar="OUT.onnx.report.json", type=PATH)
-@click.option("-o", "--output", type=PATH, help="The HTML file to write.  [default: beside the report]")
+@cloup.option(
+    "-o", "--output", type=PATH, metavar="FILE", help="HTML file to write.  [default: beside the report]"
+)
 @spoken
 def report(report_json: Path, output: Path | None, terminal: Terminal) -> None:
     """Write what compress-export reported as one HTML file, which needs neither network nor scripts."""

@@ -108,7 +108,7 @@ def loud_model(write_model_file: Write) -> Path:
 
 
 def inspect(source: Path, *options: str) -> Any:
-    arguments = ["inspect", str(source), "--provider", "cpu", "--calibration-samples", "0", *options]
+    arguments = ["inspect", str(source), "--calibration-samples", "0", *options]
     return CliRunner().invoke(main, arguments)
 
 
@@ -165,7 +165,7 @@ def run_module(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("options", [["--help"], ["--json"], []], ids=["help", "json", "table"])
 def test_a_reader_that_went_away_ends_it_quietly(model_file: Path, options: list[str]) -> None:
-    arguments = ["inspect", model_file, "--provider", "cpu", "--calibration-samples", "0", *options]
+    arguments = ["inspect", model_file, "--calibration-samples", "0", *options]
     with run_module(*arguments, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -177,7 +177,7 @@ def test_a_reader_that_went_away_ends_it_quietly(model_file: Path, options: list
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
 def test_a_full_disk_behind_stdout_is_told(model_file: Path, options: list[str]) -> None:
-    arguments = ["inspect", model_file, "--provider", "cpu", "--calibration-samples", "0", *options]
+    arguments = ["inspect", model_file, "--calibration-samples", "0", *options]
     with open("/dev/full", "w") as full, run_module(*arguments, stdout=full) as process:
         assert process.stderr is not None
         (line,) = process.stderr.read().splitlines()

@@ -61,7 +61,8 @@ def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("cli")
     source, output = folder / "network.py", folder / "out.onnx"
     source.write_text(MODEL_FILE)
-    options = ["--method", method, "--bits", bits, "--epsilon", 0.9, "--provider", "cpu"]
+    options = ["--method", method, "--bits", bits, "--provider", "cpu"]
+    options += ["--epsilon", 0.9] if method == "svd" else []
     written = ["-o", output, "--reference", folder / "float.onnx", "--report", folder / "out.html"]
     result = svd2onnx("compress-export", source, *written, *options)
     assert result.exit_code == 0, result.output
@@ -281,8 +282,12 @@ NAN = "    network = Network()\n    network.first.weight.data[0, 0] = float('nan
         (("import torch", "import torch"), ("--method", "svd", "--epsilon", "0"), ("epsilon",)),
         (("import torch", "import torch"), ("--target-size", "0.01x"), ("smallest has about",)),
         (("import torch", "import torch"), ("--min-fidelity", "2"), ("between 0 and 1", "2")),
-        (("import torch", "import torch"), ("--plan", "missing.json"), ("cannot read", "missing.json")),
-        (("import torch", "import torch"), ("--plan", "a", "--target-size", "1x"), ("different goals",)),
+        (
+            ("import torch", "import torch"),
+            ("--plan", "missing.json"),
+            ("--plan missing.json", "no such file"),
+        ),
+        (("import torch", "import torch"), ("--plan", "a", "--target-size", "0.5x"), ("different goals",)),
         (("import torch", "import torch"), ("--method", "svd", "--plan", "a"), ("rule of its own",)),
     ],
     ids=(
@@ -310,6 +315,22 @@ def test_an_output_that_cannot_be_written(model_file: Path, tmp_path: Path) -> N
         assert_fails(svd2onnx("compress-export", model_file, "-o", output), str(output), part)
     assert files_of(tmp_path) == {"network.py", "folder"}
     assert files_of(tmp_path / "folder") == set()
+
+
+def test_files_of_others_are_replaced_only_with_overwrite(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its own files are, also without a name: a second run replaces what the first one wrote."""
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "float.onnx"
+    theirs.write_bytes(b"of someone else")
+    options = ("--method", "quantize", "--provider", "cpu", "--reference", theirs, "--report", "page.html")
+    assert_fails(svd2onnx("compress-export", model_file, *options), "float.onnx", "--overwrite")
+    assert theirs.read_bytes() == b"of someone else"
+    for more in (("--overwrite",), ()):
+        result = svd2onnx("compress-export", model_file, *options, *more)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "network.svd2onnx.onnx").stat().st_size < theirs.stat().st_size
 
 
 def test_the_reference_cannot_be_the_output_itself(model_file: Path, tmp_path: Path) -> None:

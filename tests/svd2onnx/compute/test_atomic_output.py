@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from svd2onnx.compute.atomic_output import atomic_files, atomic_folder
+from svd2onnx.compute.atomic_output import atomic_files, atomic_folder, check_targets
 from svd2onnx.values.errors import OutputError
 
 
@@ -27,6 +27,21 @@ def test_drafts_take_their_place_when_the_block_ends(tmp_path: Path) -> None:
         assert contents(tmp_path)["a.onnx"] == "old"
     assert contents(tmp_path) == {"a.onnx": "graph", "a.onnx.report.json": "report"}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_targets_are_checked_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "old.onnx").write_text("old")
+    (tmp_path / "folder").mkdir()
+    check_targets(tmp_path / "old.onnx", tmp_path / "new.onnx")
+    for targets, part in (
+        ([tmp_path / "folder"], "it is a folder"),
+        ([tmp_path / "nowhere" / "a.onnx"], "does not exist"),
+        ([Path("/proc/a.onnx")], "cannot write /proc/a.onnx"),
+        ([tmp_path / "a.onnx", tmp_path / "folder" / ".." / "a.onnx"], "two outputs to one file"),
+    ):
+        with pytest.raises(OutputError, match=part):
+            check_targets(*targets)
+    assert contents(tmp_path) == {"old.onnx": "old"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

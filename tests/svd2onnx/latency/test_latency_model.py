@@ -49,14 +49,16 @@ def test_candidates_get_their_latency(latency_model: LatencyModel) -> None:
     assert [c.latency for c in latency_model.timed(menu)["second"]] == [4.0, 1.0]
 
 
-@pytest.mark.parametrize(("text", "ratio"), [("0.5x", 0.5), (".5X", 0.5), ("5ms", 0.25), ("40 ms", 2.0)])
+@pytest.mark.parametrize(
+    ("text", "ratio"), [("0.5x", 0.5), (".5X", 0.5), ("5ms", 0.25), ("40 ms", 2.0), ("50%", 0.5)]
+)
 def test_a_latency_is_a_share_or_a_time(text: str, ratio: float) -> None:
     assert target_ratio(text, 20.0) == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "0x", "-1x", "1s", "x", "nanx", "1e3ms"])
 def test_other_texts_are_no_latency(text: str) -> None:
-    with pytest.raises(PlanError, match=r"0\.5x.*12ms"):
+    with pytest.raises(PlanError, match=r"0\.5x"):
         target_ratio(text, 20.0)
 
 

@@ -203,6 +203,20 @@ def test_patterns_choose_layers(include: tuple, exclude: tuple, chosen: list[str
     assert selected[2] == SITES[2]  # its own reason stays
 
 
+def test_a_name_with_brackets_names_itself() -> None:
+    sites = [LayerSite(name, "linear", (64, 64)) for name in ("block[0].up", "block0.up", "block[1].up")]
+
+    def chosen(*include: str) -> list[str]:
+        return [site.name for site in select(sites, include) if site.skip_reason is None]
+
+    assert chosen("block[0].up") == ["block[0].up"]  # as a glob it is block0.up
+    assert chosen("block[01].up") == ["block0.up"]
+    assert chosen("block[[]*") == ["block[0].up", "block[1].up"]
+    assert [site.name for site in select(sites, exclude=["block[1].up"]) if site.skip_reason] == [
+        "block[1].up"
+    ]
+
+
 @pytest.mark.parametrize("pattern", ["decoder.*", "norm", "LAYER.0.query"])
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_pattern_that_matches_no_compressible_layer_is_refused(pattern: str, option: str) -> None:

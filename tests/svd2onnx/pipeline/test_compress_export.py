@@ -427,15 +427,11 @@ def test_int8_in_a_plan_needs_the_cpu(
     ("settings", "part"),
     [
         (Settings(target_size="0.01x"), "cannot be reached: the smallest has about"),
-        (Settings(target_size="much"), "a size is a share such as"),
-        (Settings(min_fidelity=1.5), "a fidelity lies between 0 and 1"),
         (Settings(plan=Path("missing.json")), "cannot read the plan missing.json"),
-        (Settings("svd", calibration_samples=0), "measures each layer on calibration data"),
         (Settings(target_latency="0.001x", provider="cpu"), "no plan is as fast as asked"),
-        (Settings(target_latency="soon", provider="cpu"), r"a latency is a share .* not 'soon'"),
         (Settings(target_latency="1x", latency_table=Path("missing.json")), "cannot read the latency table"),
     ],
-    ids=["size", "no size", "fidelity", "plan", "svd without data", "latency", "no latency", "table"],
+    ids=["size", "plan", "latency", "table"],
 )
 def test_goals_that_cannot_be_met_leave_no_file(
     model_file: Path, tmp_path: Path, settings: Settings, part: str

@@ -169,8 +169,13 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda d: program(d, "--model", d / "x.py"),
         ("--model was given", "not a state dict"),
     ),
+    "model missing": (lambda d: [tensors(d)], ("holds tensors and no network", "--model FILE.py")),
+    "pickle of another": (
+        lambda d: program(d, "--trust-pickle"),
+        ("--trust-pickle was given", "not a pickle"),
+    ),
     "weights of another": (lambda d: program(d, "--weights", d), ("--weights was given", "not a model file")),
-    "no model file": (lambda d: [tensors(d), "--model", d / "no.py"], ("no such model file",)),
+    "no model file": (lambda d: [tensors(d), "--model", d / "no.py"], ("--model", "no such file")),
     "index": (lambda d: index(d, {"weight_map": 3}), ("weight_map",)),
     "index elsewhere": (lambda d: index(d, {"weight_map": {"a": "../../x.safetensors"}}), ("beside it",)),
     "index of missing": (lambda d: index(d, {"weight_map": {"a": "x.safetensors"}}), ("put all its files",)),
@@ -191,7 +196,7 @@ WRONG: dict[str, tuple[Make, tuple[str, ...]]] = {
     "objective": (lambda d: [files.model_file(d / "n.py"), "--objective", "mse"], ("says 'cosine'",)),
     "no calibration": (
         lambda d: program(d, "--calibration", d / "no.npz"),
-        ("no such --calibration", "no.npz"),
+        ("--calibration", "no.npz", "no such file"),
     ),
     "calibration kind": (lambda d: program(d, "--calibration", written(d, "a.csv", "1")), (".npz",)),
     "npz text": (lambda d: program(d, "--calibration", written(d, "a.npz", "1")), ("numpy.savez",)),

@@ -114,9 +114,7 @@ def test_a_layer_that_no_form_makes_smaller_says_so(write_model_file: Write) -> 
 
 def test_the_command_draws_and_tells(source: Path, tmp_path: Path) -> None:
     plot = tmp_path / "spectra.png"
-    result = CliRunner().invoke(
-        main, ["inspect", str(source), "--provider", "cpu", "--plot", str(plot), "--json"]
-    )
+    result = CliRunner().invoke(main, ["inspect", str(source), "--plot", str(plot), "--json"])
     assert result.exit_code == 0, result.output
     assert plot.read_bytes().startswith(b"\x89PNG")
     records = {record["name"]: record for record in json.loads(result.stdout)}
@@ -127,7 +125,7 @@ def test_the_command_draws_and_tells(source: Path, tmp_path: Path) -> None:
 
 def test_a_plot_of_no_spectrum_is_refused(model_file: Path, tmp_path: Path) -> None:
     plot = tmp_path / "spectra.png"
-    arguments = ["inspect", str(model_file), "--only", "embedding", "--plot", str(plot), "--provider", "cpu"]
+    arguments = ["inspect", str(model_file), "--only", "embedding", "--plot", str(plot)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: there is no spectrum to plot: none of the 4 layers")
