@@ -41,12 +41,13 @@ def compress_export(
     SOURCE is a model file (.py with build() and inputs(split)), an exported program (.pt2), a Hugging Face
     folder, a state dict (.pt, .safetensors; with --model), or a pickled network (.pt; with --trust-pickle).
     """
-    from svd2onnx.cli.tables import compression_table
+    from svd2onnx.cli.stages import compression_stages
+    from svd2onnx.cli.tables.compression import compression_summary
     from svd2onnx.compute import executors
     from svd2onnx.pipeline import compress_export as pipeline
 
     settings = settings_of(arguments)
-    with executors.executor(executor), terminal.progress() as track:
+    with executors.executor(executor), terminal.progress(compression_stages(settings)) as track:
         report = pipeline.compress_export(
             source,
             output or Path(f"{source.stem}.onnx"),
@@ -56,9 +57,4 @@ def compress_export(
             page=page,
             track=track,
         )
-    terminal.answer(
-        report.to_json(),
-        compression_table(report),
-        *(f"warning: {warning}" for warning in report.warnings),
-        f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s",
-    )
+    terminal.answer(report.to_json(), *compression_summary(report, reference))

@@ -38,7 +38,7 @@ def evaluate(
     terminal: Terminal,
 ) -> None:
     """Measure what GRAPH lost against --reference, on the evaluation data of --task."""
-    from svd2onnx.cli.tables import evaluation_table
+    from svd2onnx.cli.tables.evaluation import evaluation_table
     from svd2onnx.sources.model_file import as_arrays, load_model_file
     from svd2onnx_runtime import evaluate as run_evaluate
 

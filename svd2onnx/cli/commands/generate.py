@@ -45,7 +45,7 @@ def generate(
 
     With --reference both generate in turn, in one process.
     """
-    from svd2onnx.cli.tables import generation_table
+    from svd2onnx.cli.tables.evaluation import generation_table
     from svd2onnx.deployment.generation import generate_texts, tokenizer_of
 
     paths = ({"reference": reference} if reference else {}) | {"graph": graph}

@@ -33,7 +33,8 @@ def inspect(source: Path, plot: Path | None, data: Path | None, terminal: Termin
     The pair is the best one of low rank that is clearly smaller than 4 bits.
     """
     from svd2onnx.cli.plots import draw_spectra, pyplot
-    from svd2onnx.cli.tables import inspection_table
+    from svd2onnx.cli.stages import INSPECTION
+    from svd2onnx.cli.tables.inspection import InspectionTable
     from svd2onnx.compute.atomic_output import atomic_files
     from svd2onnx.study.inspection import inspect_layers
     from svd2onnx.values.settings import Settings
@@ -41,8 +42,8 @@ def inspect(source: Path, plot: Path | None, data: Path | None, terminal: Termin
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
     with atomic_files(*([plot] if plot else [])) as drafts:
-        with terminal.progress() as track:
+        with terminal.progress(INSPECTION) as track:
             layers = inspect_layers(source, Settings(**arguments), data, track)
         for draft in drafts:
             draw_spectra(layers, draft)
-    terminal.answer(json.dumps([asdict(layer) for layer in layers], indent=2), inspection_table(layers))
+    terminal.answer(json.dumps([asdict(layer) for layer in layers], indent=2), InspectionTable(layers))
