@@ -49,7 +49,7 @@ def tell(message: str) -> None:
         line = textwrap.fill(
             line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
-    click.echo(line, err=True)
+    sys.stderr.write(f"{line}\n")  # click.echo would write past the progress, into its line
 
 
 def fail(message: str) -> NoReturn:

@@ -77,7 +77,7 @@ class ProgressDisplay:
 
     def start(self) -> None:
         """Draw the first line at once."""
-        self._live.start()
+        self._live.start(refresh=True)
 
     def stop(self) -> None:
         """Leave the finished stages on the screen, and nothing else."""

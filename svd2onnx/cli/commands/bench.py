@@ -50,8 +50,7 @@ def bench(
     from svd2onnx.cli.plots import draw_latency, pyplot
     from svd2onnx.cli.tables.bench import bench_tables
     from svd2onnx.compute.atomic_output import atomic_files
-    from svd2onnx_runtime import open_session, synthetic_inputs
-    from svd2onnx_runtime.bench import bench_by_batch
+    from svd2onnx_runtime import bench_by_batch, open_session, synthetic_inputs
     from svd2onnx_runtime.errors import naming
     from svd2onnx_runtime.past import PAST_LENGTH, past_names
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from svd2onnx.cli.tables.layout import Row, labelled
@@ -68,7 +68,7 @@ def _samples(report: CompressionReport) -> str:
     if NO_DATA in report.warnings:
         return "random inputs"
     if NOT_HELD_OUT in report.warnings:
-        return "calibration samples, none held out"
+        return "calibration samples, not held out"
     return "held-out samples"
 
 
@@ -159,4 +159,5 @@ def _next(output: Path, reference: Path | None) -> Iterator[RenderableType]:
         commands.insert(0, ["bench", str(output), "--reference", str(reference)])
     yield "Next:"
     for command in commands:
-        yield Text(f"  svd2onnx {shlex.join(command)}", no_wrap=True, overflow="ignore")
+        line = Text(f"  svd2onnx {shlex.join(command)}", no_wrap=True, overflow="ignore")
+        yield Group(line)  # a Text by itself would be joined to others, and wrapped

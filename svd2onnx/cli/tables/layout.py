@@ -27,7 +27,8 @@ def table(*headers: str, left: int = 1, title: str | None = None, caption: str |
         caption_style="dim",
     )
     for place, header in enumerate(headers):
-        made.add_column(header, justify="left" if place < left else "right")
+        is_words = place < left  # where there is little room, numbers' headers wrap, and names do not
+        made.add_column(header, justify="left" if is_words else "right", no_wrap=is_words)
     return made
 
 
