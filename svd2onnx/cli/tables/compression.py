@@ -120,7 +120,7 @@ def _details(report: CompressionReport) -> Iterator[Row]:
         f"{report.strict_fidelity:.5f} (ONNX and PyTorch differ by {report.strict_relative_error:.0e})",
     )
     if report.latency:
-        yield "latency", "medians; of ratios, over pairs of runs"
+        yield "latency", "times are medians, and ratios are medians over pairs of runs"
     if report.predicted_error is not None:
         yield "error", f"{report.predicted_error:.5f} predicted, {report.strict_error:.5f} measured"
     if report.choice is not None:
