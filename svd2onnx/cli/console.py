@@ -6,7 +6,7 @@ mode        stdout                        stderr
 --quiet     nothing                       nothing but errors
 
 Colours and progress are for terminals, and off where NO_COLOR is set. Tables that no terminal limits are as
-wide as they need to be, one line to a row.
+wide as they need to be, one line to a row; messages are wrapped where a terminal is narrower than they are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import operator
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
@@ -28,6 +28,8 @@ from svd2onnx.compute.progress import Track, silent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from svd2onnx.cli.progress import ProgressDisplay
 
 T = TypeVar("T")
 LEVELS = ("debug", "info", "warning", "error")
@@ -38,32 +40,46 @@ _WIDE = 1000
 logger = logging.getLogger(__name__)
 
 
+def tell(message: str) -> None:
+    """Say ``message`` on stderr: on one line, or wrapped at words to the width of a terminal."""
+    line = " ".join(message.split())
+    if sys.stderr.isatty():
+        width = _console(sys.stderr).width
+        # What is longer than a line, such as a path, stays whole so that it can be copied.
+        line = textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    sys.stderr.write(f"{line}\n")  # click.echo would write past the progress, into its line
+
+
 def fail(message: str) -> NoReturn:
-    """End the command with ``message`` as its one line on stderr, and exit code 1."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    """End the command with ``message`` as its error on stderr, and exit code 1."""
+    tell(f"error: {message}")
     sys.exit(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Terminal:
     """Where one command tells what it does and what came of it; ``results`` is the stdout of the process."""
 
     results: TextIO
     quiet: bool = False
     as_json: bool = False
+    _display: ProgressDisplay | None = field(default=None, init=False)
 
     def answer(self, record: str, *shown: RenderableType) -> None:
         """Give the result, as JSON or as what people are shown.
 
         A reader that went away ends the command quietly.
         """
+        self._stop()
         try:
             if self.as_json:
                 click.echo(record.rstrip("\n"), file=self.results)
             elif not self.quiet:
                 console = _console(self.results)
                 for one in shown:
-                    console.print(one)
+                    console.print(one, crop=False)
         except BrokenPipeError:
             _abandon(self.results)
             sys.exit(1)
@@ -72,34 +88,37 @@ class Terminal:
             fail(f"cannot write the result to standard output: {error.strerror}")
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Track]:
-        """Bars with the time left on a person's terminal; they go when they are done."""
-        if self.quiet or not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+    def shown(self) -> Iterator[None]:
+        """Show a person at a terminal at once that the command runs, until it has its result or fails."""
+        if not self.quiet and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            from svd2onnx.cli.progress import ProgressDisplay
+
+            self._display = ProgressDisplay(_console(sys.stderr))
+            self._display.start()
+        try:
+            yield
+        finally:
+            self._stop()
+
+    @contextlib.contextmanager
+    def progress(self, stages: Sequence[str] = ()) -> Iterator[Track]:
+        """Lines with the time left where a person sees them; ``stages`` are expected, in this order.
+
+        The finished ones stay on the screen. A failure comes below them, on a line of its own.
+        """
+        if self._display is None:
             yield functools.partial(_logged, silent)
             return
-        from rich import progress
+        self._display.expect(stages)
+        try:
+            yield functools.partial(_logged, self._display.track)
+        finally:
+            self._stop()
 
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left:"),
-            progress.TimeRemainingColumn(),
-        )
-        # A failure leaves its one line alone on stderr.
-        with progress.Progress(*columns, console=_console(sys.stderr), transient=True) as bars:
-
-            def track(sequence: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-                task = bars.add_task(description, total=total or operator.length_hint(sequence) or None)
-                try:
-                    for item in sequence:
-                        yield item
-                        bars.advance(task)
-                finally:
-                    bars.remove_task(task)
-
-            yield functools.partial(_logged, track)
+    def _stop(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
 
 
 def spoken(command: Callable[..., None]) -> Callable[..., None]:
@@ -118,6 +137,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             elif as_json:
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(terminal.shown())
             command(terminal=terminal, **arguments)
 
     return speaking
@@ -141,7 +161,7 @@ def _logged(track: Track, sequence: Iterable[T], description: str, total: int | 
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever stderr is at the time: above the bars, where there are bars."""
+    """Writes to whatever stderr is at the time: above the progress, where it is shown."""
 
     @property
     def stream(self) -> TextIO:

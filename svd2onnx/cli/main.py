@@ -21,7 +21,7 @@ from svd2onnx.cli.commands.inspect import inspect
 from svd2onnx.cli.commands.package import package
 from svd2onnx.cli.commands.report import report
 from svd2onnx.cli.commands.sweep import sweep
-from svd2onnx.cli.console import fail
+from svd2onnx.cli.console import fail, tell
 from svd2onnx.cli.failures import refusal
 from svd2onnx.cli.interruption import Interrupted, interruptible, leave
 from svd2onnx.cli.options import examples
@@ -38,7 +38,7 @@ class _Commands(click.Group):
             with interruptible():
                 return super().invoke(ctx)
         except Interrupted as stop:
-            click.echo(f"error: {stop.line}", err=True)
+            tell(f"error: {stop.line}")
             leave(stop.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # to click, which ends quietly where the reader of stdout went away

@@ -118,8 +118,9 @@ class Prepared:
 
     def export_float(self, path: Path) -> None:
         """Write the network as it is, in float32; errors as of ``graph.export.export_float``."""
-        traced = self.traced(self.model)
-        export_float(self.model, self.example, self.dynamic_shapes, path, traced=traced)
+        for _ in self.track([path], "Exporting float32", 1):
+            traced = self.traced(self.model)
+            export_float(self.model, self.example, self.dynamic_shapes, path, traced=traced)
 
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:

@@ -22,11 +22,11 @@ from svd2onnx.sources.state_dict import load_into, tensors_of
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 
-_NO_DATA = (
+NO_DATA = (
     "no --calibration was given: the fidelity was measured on random inputs, which tell little of real "
     "ones; give --calibration for a plan that fits your data"
 )
-_NOT_HELD_OUT = (
+NOT_HELD_OUT = (
     "--calibration has fewer than 5 samples: the fidelity was measured on those that were calibrated on"
 )
 
@@ -81,7 +81,7 @@ def _with_data(network: Network, settings: Settings) -> Source:
         return Source(lambda: network.model, file.inputs, objective, file.metric, file.summary, shapes)
     if path is not None:
         splits = read_samples(path, network)
-        warnings = () if splits.holds_out else (_NOT_HELD_OUT,)
+        warnings = () if splits.holds_out else (NOT_HELD_OUT,)
         return Source(
             lambda: network.model, splits.inputs, objective, dynamic_shapes=shapes, warnings=warnings
         )
@@ -105,7 +105,7 @@ def _with_data(network: Network, settings: Settings) -> Source:
         objective,
         dynamic_shapes=shapes,
         calibrated=False,
-        warnings=(_NO_DATA,),
+        warnings=(NO_DATA,),
     )
 
 

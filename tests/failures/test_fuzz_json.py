@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from svd2onnx.cli.tables import sweep_table
+from svd2onnx.cli.tables.sweep import sweep_tables
 from svd2onnx.compression.realize import realize
 from svd2onnx.latency.latency_model import read_table
 from svd2onnx.network.rewrite import rewrite
@@ -121,7 +121,7 @@ def sweeps(_prepared: Prepared) -> Callable[[Path], object]:
         more = replace(found, points=(*found.points, POINTS[0]))
         more.to_json().encode()
         more.to_csv()
-        Console(quiet=True).print(sweep_table(more))
+        Console(quiet=True).print(*sweep_tables(more))
 
     return use
 

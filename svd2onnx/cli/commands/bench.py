@@ -90,9 +90,8 @@ def bench(
     check_targets(*(path for path in (output, plot) if path))
 
     from svd2onnx.cli.plots import draw_latency, pyplot
-    from svd2onnx.cli.tables import bench_table, footprint_table
-    from svd2onnx_runtime import bench as run_bench
-    from svd2onnx_runtime import open_session, synthetic_inputs
+    from svd2onnx.cli.tables.bench import bench_tables
+    from svd2onnx_runtime import bench_by_batch, open_session, synthetic_inputs
     from svd2onnx_runtime.errors import naming
     from svd2onnx_runtime.past import PAST_LENGTH, past_names
 
@@ -106,11 +105,13 @@ def bench(
             runs = [{**sizes, PAST_LENGTH: 0}, {**sizes, **step}]
         inputs = [synthetic_inputs(session, {**own, "batch": batch}) for own in runs for batch in batches]
     del session
-    result = run_bench(paths, inputs, provider, threads, repeats)
+    with terminal.progress() as track:
+        timed = bench_by_batch(paths, inputs, provider, threads, repeats)
+        *_, result = track(timed, "Timing batches", len(inputs))
     if output:
         with atomic_files(output) as (draft,):
             draft.write_text(result.to_json() + "\n")
     if plot:
         with atomic_files(plot) as (draft,):
             draw_latency(result, draft)
-    terminal.answer(result.to_json(), bench_table(result), footprint_table(result))
+    terminal.answer(result.to_json(), *bench_tables(result))

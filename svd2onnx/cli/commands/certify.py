@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import cloup
 
-from svd2onnx.cli.console import Terminal, fail, spoken
+from svd2onnx.cli.console import Terminal, fail, spoken, tell
 from svd2onnx.cli.options import DIM, PATH, PROVIDER, command, examples, sizes_of
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def certify(graph: Path, dims: tuple[str, ...], provider: str, terminal: Termina
         record = asdict(certificate) | {"certified": not problem}
         terminal.answer(json.dumps(record, indent=2), *_proofs(certificate))
     for name, reason in certificate.unfused:
-        click.echo(f"not fused: {name}: {reason}", err=True)
+        tell(f"not fused: {name}: {reason}")
     for name, reason in certificate.misplaced:
-        click.echo(f"misplaced: {name}: {reason}", err=True)
+        tell(f"misplaced: {name}: {reason}")
     if problem:
         fail(problem)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +199,12 @@ def compress_export(
         check_replaceable(output, reference, page)
 
     # Slow to import, and therefore after all that can be refused without.
-    from svd2onnx.cli.tables import compression_table
+    from svd2onnx.cli.stages import compression_stages
+    from svd2onnx.cli.tables.compression import compression_summary
     from svd2onnx.compute import executors
     from svd2onnx.pipeline import compress_export as pipeline
 
-    with executors.executor(executor), terminal.progress() as track:
+    with executors.executor(executor), terminal.progress(compression_stages(settings)) as track:
         report = pipeline.compress_export(
             source,
             output,
@@ -209,11 +212,7 @@ def compress_export(
             data=data,
             reference=reference,
             page=page,
+            command=shlex.join(["svd2onnx", *sys.argv[1:]]),
             track=track,
         )
-    terminal.answer(
-        report.to_json(),
-        compression_table(report),
-        *(f"warning: {warning}" for warning in report.warnings),
-        f"{report.output}, .report.json and .plan.json beside it, written in {report.seconds:.0f} s",
-    )
+    terminal.answer(report.to_json(), *compression_summary(report, reference))

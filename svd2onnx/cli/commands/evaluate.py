@@ -53,7 +53,7 @@ def evaluate(
     check_files({"GRAPH": graph, "--reference": reference, "--task": task})
     check_there({"--data": data, "--weights": weights})
 
-    from svd2onnx.cli.tables import evaluation_table
+    from svd2onnx.cli.tables.evaluation import evaluation_table
     from svd2onnx.sources.model_file import as_arrays, load_model_file
     from svd2onnx_runtime import evaluate as run_evaluate
 

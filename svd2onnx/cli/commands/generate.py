@@ -77,7 +77,7 @@ def generate(
     check_files({"GRAPH": graph, "--reference": reference})
     check_there({"--task": task, "--weights": weights})
 
-    from svd2onnx.cli.tables import generation_table
+    from svd2onnx.cli.tables.evaluation import generation_table
     from svd2onnx.deployment.generation import generate_texts, tokenizer_of
 
     paths = ({"reference": reference} if reference else {}) | {"graph": graph}

@@ -52,14 +52,15 @@ def inspect(source: Path, plot: Path | None, data: Path | None, terminal: Termin
     check_targets(*([plot] if plot else []))
 
     from svd2onnx.cli.plots import draw_spectra, pyplot
-    from svd2onnx.cli.tables import inspection_table
+    from svd2onnx.cli.stages import INSPECTION
+    from svd2onnx.cli.tables.inspection import InspectionTable
     from svd2onnx.study.inspection import inspect_layers
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it
     with atomic_files(*([plot] if plot else [])) as drafts:
-        with terminal.progress() as track:
+        with terminal.progress(INSPECTION) as track:
             layers = inspect_layers(source, settings, data, track)
         for draft in drafts:
             draw_spectra(layers, draft)
-    terminal.answer(json.dumps([asdict(layer) for layer in layers], indent=2), inspection_table(layers))
+    terminal.answer(json.dumps([asdict(layer) for layer in layers], indent=2), InspectionTable(layers))

@@ -116,7 +116,7 @@ def sweep(
     check_new_folder(output)
 
     from svd2onnx.cli.plots import draw_sweep, pyplot
-    from svd2onnx.cli.tables import sweep_table
+    from svd2onnx.cli.tables.sweep import sweep_tables
     from svd2onnx.compute import executors
     from svd2onnx.compute.atomic_output import atomic_files
     from svd2onnx.study import sweep as sweeping
@@ -129,4 +129,4 @@ def sweep(
     metric = metric or next((name for point in result.points for name in point.metric), None)
     with atomic_files(output / "sweep.png") as (draft,):
         draw_sweep(result, draft, metric)
-    terminal.answer(result.to_json(), sweep_table(result))
+    terminal.answer(result.to_json(), *sweep_tables(result))

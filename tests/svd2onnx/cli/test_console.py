@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,21 +17,21 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from svd2onnx.cli.console import fail
+from svd2onnx.cli.console import fail, tell
 from svd2onnx.cli.main import main
 
 Write = Callable[..., Path]
 COMMANDS = sorted(main.commands)
 WORKING = sorted(set(COMMANDS) - {"completion"})
 
-# Three steps, with the bars drawn anew after each.
 PROGRESS = """
 import sys
 from svd2onnx.cli.console import Terminal
-with Terminal(sys.stdout, {quiet}).progress() as track:
-    for _ in track([1, 2, 3], "Working [x]"):
-        pass
+terminal = Terminal(sys.stdout, {quiet})
+with terminal.shown(), terminal.progress(["Reading", "Drawing [x]"]) as track:
     for _ in track(iter([1]), "Reading"):
+        pass
+    for _ in track([1, 2, 3], "Drawing [x]"):
         pass
 """
 
@@ -40,8 +41,8 @@ def environment(**changes: str) -> dict[str, str]:
     return own | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TERM": "xterm-256color"} | changes
 
 
-def on_a_terminal(code: str, **changes: str) -> str:
-    """What a person sees who runs ``code``: stdout and stderr of a terminal."""
+def on_a_terminal(code: str, status: int = 0, **changes: str) -> str:
+    """What a person sees who runs ``code``, which exits with ``status``: stdout and stderr of a terminal."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment(**changes)
@@ -57,14 +58,77 @@ def on_a_terminal(code: str, **changes: str) -> str:
                 break
             seen += part
     os.close(ours)
-    assert process.returncode == 0, seen
+    assert process.returncode == status, seen
     return seen.decode()
 
 
-def test_a_person_sees_progress_with_the_time_left() -> None:
+def in_the_end(seen: str) -> list[str]:
+    """The lines that are left of what a terminal was sent: those that are not drawn over again."""
+    lines = [""]
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", seen):
+        if part == "\n":
+            lines.append("")
+        elif part.startswith("\x1b[") and part.endswith("A"):  # up, where the line is erased
+            lines.pop()
+        elif part == "\x1b[2K":
+            lines[-1] = ""
+        elif part.isprintable():
+            lines[-1] += part
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_a_person_sees_stages_that_stay() -> None:
     seen = on_a_terminal(PROGRESS.format(quiet=False))
-    for part in ("Working [x]", "/3", "left:", "Reading", "\x1b["):
-        assert part in seen
+    assert "\x1b[" in seen
+    assert "Loading libraries, 0:00" in seen
+    lines = [re.sub(r"\d\.\d s", "S s", line) for line in in_the_end(seen)]
+    assert lines == ["[1/2] Reading           S s", "[2/2] Drawing [x]  3/3  S s"]
+
+
+FAILING = """
+from svd2onnx.cli.console import spoken
+from svd2onnx.cli.main import main
+from svd2onnx_runtime.errors import Svd2OnnxError
+@main.command()
+@spoken
+def draw(terminal):
+    with terminal.progress() as track:
+        for number in track([1, 2], "Drawing"):
+            if number == 2:
+                raise Svd2OnnxError("what, " * 10 + "a/long/path/that/is/not/cut/" * 3)
+main(["draw"])
+"""
+
+
+def test_an_error_stands_below_the_progress_in_whole_words() -> None:
+    progress, *error = in_the_end(on_a_terminal(FAILING, status=1, COLUMNS="60"))
+    assert progress.startswith("Drawing  1/2  ")
+    assert error[0] == "error: " + "what, " * 8 + "what,"
+    assert "".join(error[1:]).replace(" ", "") == "what," + "a/long/path/that/is/not/cut/" * 3
+
+
+STARTING = """
+import sys
+from svd2onnx.cli import console
+started = console.Terminal.shown
+def shown(terminal):
+    assert not {"torch", "numpy", "onnxruntime"} & set(sys.modules)
+    return started(terminal)
+console.Terminal.shown = shown
+from svd2onnx.cli.main import main
+main(["certify", "missing.onnx", "--provider", "cpu"])
+"""
+
+
+def test_something_is_on_the_screen_before_libraries_load() -> None:
+    seen = on_a_terminal(STARTING, status=1)
+    assert seen.index("Loading libraries, 0:00") < seen.index("error: ")
+    assert [line.split(": ")[0] for line in in_the_end(seen)] == ["error"], "and it goes"
+
+
+def test_a_message_is_one_line_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("word " * 100)
+    assert capsys.readouterr().err == f"{'word ' * 99}word\n"
 
 
 @pytest.mark.parametrize("case", ["quiet", "NO_COLOR"])

@@ -98,12 +98,12 @@ def test_compress_export_writes_the_file_its_report_and_the_reference(compressed
         assert forms["first"] == forms["second"] == expected
 
 
-def test_the_table_shows_kept_and_removed_and_where_the_files_are(compressed: Run) -> None:
+def test_the_result_shows_what_is_kept_and_where_the_files_are(compressed: Run) -> None:
     text = " ".join(compressed.result.stdout.split())
     kept = compressed.output.stat().st_size / compressed.reference.stat().st_size
-    assert f"{kept:.1%} kept" in text
-    assert f"{1 - kept:.1%} removed" in text
+    assert f"{1 / kept:.1f} times smaller, {kept:.1%} of float32" in text
     assert " fused of " in text
+    assert f"svd2onnx bench {compressed.output} --reference {compressed.reference}" in text
     assert "out.onnx, .report.json and .plan.json beside it" in text.replace("/ ", "/")
 
 

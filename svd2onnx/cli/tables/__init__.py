@@ -1,0 +1,1 @@
+"""Results as rich renderables, for people; the JSON beside a file says the same to programs."""
