@@ -42,7 +42,7 @@ lint: $(INSTALLED)-dev
 
 test-lowest: .venv-lowest/.installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) \
-		tests/runtime tests/svd2onnx tests/examples/test_http.py tests/docs/test_tutorial.py
+		tests/runtime tests/svd2onnx tests/models/test_minilm.py tests/examples/test_http.py tests/docs/test_tutorial.py
 
 # Needs node and npm, cmake and a C++ compiler, chromium, and apt for the headers of onnxruntime.
 test-serving: $(INSTALLED)-dev
@@ -68,7 +68,7 @@ $(INSTALLED)-dev: $(INSTALLED)
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python
-	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[cpu,minilm,serving]" --group test
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[cpu,minilm,serving,smollm2,vision]" --group test
 	touch $@
 
 # --group needs pip 25.1, which is newer than the pip that comes with many a Python.

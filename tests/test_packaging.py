@@ -94,7 +94,7 @@ def test_the_lowest_releases_that_are_tested_are_the_lower_bounds() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     tested = dict(bounds([line for line in lines if re.search("==", line)]))
     declared = dict(bounds(PROJECT["project"]["dependencies"]))
-    for extra in ("cpu", "minilm", "plot", "serving", "vision"):
+    for extra in ("cpu", "minilm", "plot", "ray", "serving", "smollm2", "vision"):
         declared |= dict(bounds(PROJECT["project"]["optional-dependencies"][extra]))
     as_pins = {name: version.split(".") for name, version in declared.items()}
     assert {name: tested[name].split(".")[: len(pin)] for name, pin in as_pins.items()} == as_pins
