@@ -122,7 +122,7 @@ def test_the_first_target_is_renamed_last(tmp_path: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from svd2onnx.compute.atomic_output import staged, staged_folder
+from svd2onnx.compute.atomic_output import atomic_files
 
 replace, left = os.replace, [int(sys.argv[1])]
 
@@ -133,7 +133,7 @@ def counted(draft, target):
     replace(draft, target)
 
 os.replace = counted
-with staged(*map(Path, sys.argv[2:])) as drafts:
+with atomic_files(*map(Path, sys.argv[2:])) as drafts:
     for draft in drafts:
         draft.write_text("new")
 """
