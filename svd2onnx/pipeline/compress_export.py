@@ -19,6 +19,7 @@ from svd2onnx.pipeline.plan_search import search_plan
 from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.pipeline.run_files import RunFiles
 from svd2onnx.pipeline.statistics import gather_statistics
+from svd2onnx.pipeline.strict_check import check_float32
 from svd2onnx.pipeline.timing import time_layers
 from svd2onnx.pipeline.workspace import Workspace, memo_of_run
 from svd2onnx.reporting.page import render
@@ -52,6 +53,7 @@ def compress_export(
     with run_cache(settings, output) as cache, files.drafted(settings) as drafts:
         prepared = prepare(source, settings, data, track)
         prepared.export_float(drafts.float32)
+        check_float32(prepared, drafts.float32)
         memo = memo_of_run(cache, prepared, drafts.float32)
         workspace = Workspace(drafts.graph, drafts.float32, memo, memo.decompose(prepared.device))
         check_goal(prepared, workspace)

@@ -1,8 +1,9 @@
-"""The strict check: does the ONNX file compute what the compressed PyTorch network computes?
+"""The strict checks: does an ONNX file compute what the network in PyTorch computes?
 
-With onnxruntime's optimizations off the graph is computed as written, in float32, so it must agree
-with PyTorch to float rounding. What a default session makes of it (the deployed fidelity) is another
-question, which ``svd2onnx_runtime.evaluate`` answers.
+The float32 graph is compared with the network as the user handed it in, loaded anew; the compressed graph
+with the compressed network. With onnxruntime's optimizations off a graph is computed as written, so it
+must agree with PyTorch to float rounding. What a default session makes of it (the deployed fidelity) is
+another question, which ``svd2onnx_runtime.evaluate`` answers.
 
 A file that takes keys and values of the past reads every text in pieces, the last ones of one token, and must
 give the logits that the network, which has no cache, gives for the whole.
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
+from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
-from svd2onnx.values.errors import VerificationError
+from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
 from svd2onnx_runtime.generate import logits_in_pieces
 from svd2onnx_runtime.past import past_names
@@ -38,6 +42,49 @@ class StrictCheck:
     batches: int
 
 
+def check_float32(prepared: Prepared, path: Path) -> None:
+    """Compare the float32 graph at ``path`` with the network as it was handed in, on batches of other sizes.
+
+    Raises:
+        VerificationError: an output differs by more than TOLERANCE, or from one call to the next.
+    """
+    check_model(path)
+    session = open_session(path, "cpu", strict=True)
+    untouched = prepared.load_again()
+    for batch in prepared.few_rows:
+        arguments, feed = arguments_of(untouched, batch), as_arrays(batch)
+        expected, again = (_outputs(untouched, arguments) for _ in range(2))
+        if _worst_error(again, expected) > TOLERANCE:
+            raise VerificationError(
+                "the network gives other outputs for the same inputs when it is called again: its forward "
+                "is random or keeps a state, and an ONNX file does neither; let forward depend on its inputs "
+                "and weights alone"
+            )
+        worst = _worst_error(*_comparable(session, feed, expected))
+        if worst > TOLERANCE:
+            raise VerificationError(
+                f"the float32 graph differs from the network that was handed in by {worst:.1e} relative to "
+                f"its output, and at most {TOLERANCE:.0e} is rounding: nothing was written. Most likely "
+                "forward decides something in Python, by the values or sizes of its first inputs, or the "
+                "network differs each time it is loaded; if neither is so, please report it"
+            )
+
+
+def check_model(path: Path) -> None:
+    """Let onnx itself look at the file at ``path``.
+
+    Raises:
+        VerificationError: it is no valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(
+            f"the exported graph is no valid ONNX: {one_line(error)}; nothing was written, please report the "
+            "network"
+        ) from error
+
+
 def check_strict(
     path: Path, compressed: nn.Module, original: nn.Module, batches: Iterable[Batch], objective: str
 ) -> StrictCheck:
@@ -46,23 +93,15 @@ def check_strict(
     Raises:
         VerificationError: an output differs by more than TOLERANCE, or is not finite.
     """
+    check_model(path)
     session = open_session(path, "cpu", strict=True)
     worst, count, errors = 0.0, 0, []
     for batch in batches:
         arguments = arguments_of(compressed, batch)
         feed = as_arrays(batch)
         expected, originals = (_outputs(network, arguments) for network in (compressed, original))
-        if past_names(session):
-            outputs = [logits_in_pieces(session, feed)]
-            outputs, expected, originals = (_real(own[0], feed) for own in (outputs, expected, originals))
-        else:
-            outputs = list(run(session, feed).values())
-        if len(outputs) != len(expected):
-            raise VerificationError(
-                f"the exported graph has {len(outputs)} outputs and the network {len(expected)}"
-            )
-        for output, reference in zip(outputs, expected, strict=True):
-            worst = max(worst, _relative_error(output, reference))
+        outputs, expected, originals = _comparable(session, feed, expected, originals)
+        worst = max(worst, _worst_error(outputs, expected))
         if worst > TOLERANCE:
             raise VerificationError(
                 f"the exported graph differs from the compressed network by {worst:.1e} relative to its "
@@ -75,6 +114,25 @@ def check_strict(
         count += 1
     mean = float(np.concatenate(errors).mean())
     return StrictCheck(worst, fidelity(objective, mean), mean, count)
+
+
+def _comparable(
+    session: InferenceSession, feed: Mapping[str, np.ndarray], *networks: list[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """What the graph gives for ``feed``, and what ``networks`` gave, as far as they are to be equal."""
+    if past_names(session):
+        outputs = [logits_in_pieces(session, feed)]
+        return [_real(own[0], feed) for own in (outputs, *networks)]
+    return [list(run(session, feed).values()), *networks]
+
+
+def _worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest relative error of an output."""
+    if len(outputs) != len(expected):
+        raise VerificationError(
+            f"the exported graph has {len(outputs)} outputs and the network {len(expected)}"
+        )
+    return max(_relative_error(*pair) for pair in zip(outputs, expected, strict=True))
 
 
 def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
