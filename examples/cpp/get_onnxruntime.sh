@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 library=$("$python" -c 'import glob, importlib.util, os
 package = importlib.util.find_spec("onnxruntime").submodule_search_locations[0]
 print(*glob.glob(os.path.join(package, "capi", "libonnxruntime.so.*")))')
-[ -n "$library" ] || { echo "error: $python has no onnxruntime with a libonnxruntime.so: pip install onnxruntime-gpu" >&2; exit 1; }
+[ -n "$library" ] || { echo "error: $python has no onnxruntime with a libonnxruntime.so: pip install onnxruntime" >&2; exit 1; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -14,7 +14,7 @@ from svd2onnx_runtime.bench import (
     bench_by_batch,
 )
 from svd2onnx_runtime.certify import Certificate, certify
-from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, Svd2OnnxError
+from svd2onnx_runtime.errors import GraphError, InputsError, InstallationError, ProviderError, Svd2OnnxError
 from svd2onnx_runtime.evaluate import EvaluationResult, evaluate
 from svd2onnx_runtime.external import graph_bytes
 from svd2onnx_runtime.generate import Generation, generate
@@ -37,6 +37,7 @@ __all__ = [
     "GraphError",
     "GraphTiming",
     "InputsError",
+    "InstallationError",
     "ProviderError",
     "Roofline",
     "Svd2OnnxError",

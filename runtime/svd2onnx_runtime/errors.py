@@ -4,6 +4,7 @@ It lives in the runtime package because imports point downwards only: the compre
 (``svd2onnx.values.errors``) derive from it, and the command line catches this one class.
 
     Svd2OnnxError
+    |- InstallationError  onnxruntime is missing or broken
     |- ProviderError      the execution provider asked for is not to be had here
     |- GraphError         a file is not a graph that onnxruntime can run as asked
     '- InputsError        the arrays given do not fit the graph, or the two graphs do not match
@@ -18,6 +19,10 @@ from collections.abc import Iterator
 
 class Svd2OnnxError(Exception):
     """A stated failure: one line that says what was expected, what was found and what to do."""
+
+
+class InstallationError(Svd2OnnxError):
+    """onnxruntime is missing, damaged, or installed twice in one place."""
 
 
 class ProviderError(Svd2OnnxError):
@@ -44,6 +49,6 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Svd2OnnxError as error:
-        if os.fspath(path) in str(error):
+        if isinstance(error, InstallationError) or os.fspath(path) in str(error):
             raise
         raise type(error)(f"{os.fspath(path)}: {error}") from error

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from svd2onnx_runtime.errors import InputsError, one_line
+from svd2onnx_runtime.installation import onnxruntime
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.session import open_session, ort_version, provider_of, synthetic_inputs
 from svd2onnx_runtime.timing import BoundCall
@@ -145,9 +146,7 @@ def _flusher(provider: str) -> Callable[[], object]:
     if provider == "cpu":
         # A copy would not do: the C library writes large ones past the caches.
         return lambda: np.add(array, 1, out=array)
-    from onnxruntime import OrtValue
-
-    buffer = OrtValue.ortvalue_from_numpy(array, provider, 0)
+    buffer = onnxruntime().OrtValue.ortvalue_from_numpy(array, provider, 0)
     return lambda: buffer.update_inplace(array)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from svd2onnx_runtime.errors import GraphError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession  # noqa: TID251
 
 Array: TypeAlias = NDArray[Any]
 

@@ -8,8 +8,8 @@ rounds the activations to int8 in blocks (``session.qdq_matmulnbits_accuracy_lev
 onnxruntime-gpu lists CUDAExecutionProvider on machines without a GPU, and then falls back to the
 CPU with lines on stderr. So the GPU is looked for first, through the CUDA driver.
 
-onnxruntime is imported where it is used, so that a command line that only needs our errors starts
-fast.
+onnxruntime is imported where it is used (``installation``), so that a command line that only needs our
+errors starts fast.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, one_line
 from svd2onnx_runtime.external import external_files, graph_bytes
+from svd2onnx_runtime.installation import onnxruntime
 from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.past import PAST_LENGTH, empty, is_past
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession  # noqa: TID251
 
 Session: TypeAlias = "InferenceSession"
 Array: TypeAlias = NDArray[Any]
@@ -92,7 +93,7 @@ def open_reference(
 
 def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
     """The ``SessionOptions`` of a strict or a deployed session, logging nothing below "fatal"."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT
@@ -108,7 +109,7 @@ def session_options(threads: int | None = None, *, strict: bool = False) -> Any:
 
 def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, tf32: bool = True) -> Session:
     """``open_session`` with given ``SessionOptions``."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     graph = _checked_file(path)
     chosen = resolve_provider(provider)
@@ -133,23 +134,28 @@ def load(path: str | os.PathLike[str], options: Any, provider: str = "auto", *, 
 
 
 def resolve_provider(provider: str) -> str:
-    """Settle "auto" on "cpu" or "cuda"; ProviderError for a provider that cannot be had."""
+    """Settle "auto" on "cpu" or "cuda"; ProviderError for a provider that cannot be had.
+
+    Also for "cpu" this raises InstallationError without a working onnxruntime, so that a long job which
+    begins with it fails at once.
+    """
     if provider not in (*_PROVIDERS, "auto"):
         raise ProviderError(f"expected provider 'auto', 'cpu' or 'cuda', found {provider!r}")
+    ort = onnxruntime()
     if provider == "cpu":
         return "cpu"
-    import onnxruntime as ort
-
     offered = ort.get_available_providers()
     gpus = gpu_count()
     if _PROVIDERS["cuda"] in offered and gpus:
         return "cuda"
     if provider == "auto":
         return "cpu"
+    remedy = (
+        'pip uninstall -y onnxruntime && pip install "svd2onnx[gpu]"' if gpus else "use a machine with one"
+    )
     raise ProviderError(
         f"provider 'cuda' needs a GPU and onnxruntime-gpu; onnxruntime {ort.__version__} offers "
-        f"{', '.join(offered)} and the CUDA driver shows {gpus or 'no'} GPU: "
-        "use a machine with one, or ask for 'cpu'"
+        f"{', '.join(offered)} and the CUDA driver shows {gpus or 'no'} GPU: {remedy}, or ask for 'cpu'"
     )
 
 
@@ -235,15 +241,12 @@ def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -
 
 def ort_version() -> str:
     """The version of onnxruntime, as results state it."""
-    import onnxruntime as ort
-
-    return str(ort.__version__)
+    return str(onnxruntime().__version__)
 
 
 def _errors(*names: str) -> tuple[type[Exception], ...]:
     """The exceptions of onnxruntime of these names; they have no common base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    state = onnxruntime().capi.onnxruntime_pybind11_state
     return tuple(getattr(state, name) for name in names)
 
 
@@ -296,7 +299,7 @@ def _quiet_cuda() -> Iterator[None]:
 
     What is wrong shows afterwards in ``session.get_providers()``, which the caller checks.
     """
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     ort.set_default_logger_severity(_SILENT)
     try:

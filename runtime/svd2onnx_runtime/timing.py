@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from svd2onnx_runtime.errors import InputsError, naming
+from svd2onnx_runtime.installation import onnxruntime
 from svd2onnx_runtime.session import (
     Array,
     Session,
@@ -132,16 +133,14 @@ class BoundCall:
     """One run between fixed buffers on ``device``, returning after the device has finished."""
 
     def __init__(self, session: Session, feeds: Mapping[str, Array], device: str) -> None:
-        from onnxruntime import OrtValue
-
-        outputs = run(session, feeds)
+        outputs, values = run(session, feeds), onnxruntime().OrtValue
         self._session, self._binding = session, session.io_binding()
         self._values = []
         for name, array in feeds.items():
-            self._values.append(OrtValue.ortvalue_from_numpy(array, device, 0))
+            self._values.append(values.ortvalue_from_numpy(array, device, 0))
             self._binding.bind_ortvalue_input(name, self._values[-1])
         for name, array in outputs.items():
-            self._values.append(OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0))
+            self._values.append(values.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0))
             self._binding.bind_ortvalue_output(name, self._values[-1])
 
     def __call__(self) -> None:

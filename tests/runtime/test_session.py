@@ -98,6 +98,7 @@ def test_cuda_without_a_gpu_is_refused_in_one_line_and_silently(
 
 
 @pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA")  # where onnxruntime is the one for the CPU
 def test_a_cuda_provider_that_does_not_start_is_no_silent_fallback(
     tokens: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
