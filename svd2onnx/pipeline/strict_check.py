@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from svd2onnx.pipeline.preparation import Prepared
@@ -27,6 +27,9 @@ from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
 from svd2onnx_runtime.generate import logits_in_pieces
 from svd2onnx_runtime.past import past_names
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 TOLERANCE = 1e-5
 """Largest relative error ||onnx - torch|| / ||torch|| of an output over a batch."""
