@@ -1,9 +1,8 @@
-"""The strict checks: does an ONNX file compute what the network in PyTorch computes?
+"""The strict check: does the ONNX file compute what the compressed PyTorch network computes?
 
-The float32 graph is compared with the network as the user handed it in, loaded anew; the compressed graph
-with the compressed network. With onnxruntime's optimizations off a graph is computed as written, so it
-must agree with PyTorch to float rounding. What a default session makes of it (the deployed fidelity) is
-another question, which ``svd2onnx_runtime.evaluate`` answers.
+With onnxruntime's optimizations off the graph is computed as written, in float32, so it must agree
+with PyTorch to float rounding. What a default session makes of it (the deployed fidelity) is another
+question, which ``svd2onnx_runtime.evaluate`` answers.
 
 A file that takes keys and values of the past reads every text in pieces, the last ones of one token, and must
 give the logits that the network, which has no cache, gives for the whole.
@@ -21,7 +20,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
@@ -43,34 +41,6 @@ class StrictCheck:
     fidelity: float
     mean_error: float
     batches: int
-
-
-def check_float32(prepared: Prepared, path: Path) -> None:
-    """Compare the float32 graph at ``path`` with the network as it was handed in, on batches of other sizes.
-
-    Raises:
-        VerificationError: an output differs by more than TOLERANCE, or from one call to the next.
-    """
-    check_model(path)
-    session = open_session(path, "cpu", strict=True)
-    untouched = prepared.load_again()
-    for batch in prepared.few_rows:
-        arguments, feed = arguments_of(untouched, batch), as_arrays(batch)
-        expected, again = (_outputs(untouched, arguments) for _ in range(2))
-        if _worst_error(again, expected) > TOLERANCE:
-            raise VerificationError(
-                "the network gives other outputs for the same inputs when it is called again: its forward "
-                "is random or keeps a state, and an ONNX file does neither; let forward depend on its inputs "
-                "and weights alone"
-            )
-        worst = _worst_error(*_comparable(session, feed, expected))
-        if worst > TOLERANCE:
-            raise VerificationError(
-                f"the float32 graph differs from the network that was handed in by {worst:.1e} relative to "
-                f"its output, and at most {TOLERANCE:.0e} is rounding: nothing was written. Most likely "
-                "forward decides something in Python, by the values or sizes of its first inputs, or the "
-                "network differs each time it is loaded; if neither is so, please report it"
-            )
 
 
 def check_model(path: Path) -> None:
@@ -102,9 +72,9 @@ def check_strict(
     for batch in batches:
         arguments = arguments_of(compressed, batch)
         feed = as_arrays(batch)
-        expected, originals = (_outputs(network, arguments) for network in (compressed, original))
-        outputs, expected, originals = _comparable(session, feed, expected, originals)
-        worst = max(worst, _worst_error(outputs, expected))
+        expected, originals = (outputs_of(network, arguments) for network in (compressed, original))
+        outputs, expected, originals = comparable(session, feed, expected, originals)
+        worst = max(worst, worst_error(outputs, expected))
         if worst > TOLERANCE:
             raise VerificationError(
                 f"the exported graph differs from the compressed network by {worst:.1e} relative to its "
@@ -119,7 +89,7 @@ def check_strict(
     return StrictCheck(worst, fidelity(objective, mean), mean, count)
 
 
-def _comparable(
+def comparable(
     session: InferenceSession, feed: Mapping[str, np.ndarray], *networks: list[np.ndarray]
 ) -> list[list[np.ndarray]]:
     """What the graph gives for ``feed``, and what ``networks`` gave, as far as they are to be equal."""
@@ -129,7 +99,7 @@ def _comparable(
     return [list(run(session, feed).values()), *networks]
 
 
-def _worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
+def worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """The largest relative error of an output."""
     if len(outputs) != len(expected):
         raise VerificationError(
@@ -138,9 +108,10 @@ def _worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float
     return max(_relative_error(*pair) for pair in zip(outputs, expected, strict=True))
 
 
-def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
+def outputs_of(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
+    """What ``model`` gives; some change their inputs in place, and get copies."""
     with torch.inference_mode():
-        result = model(**arguments)
+        result = model(**{name: tensor.clone() for name, tensor in arguments.items()})
     return [tensor.numpy() for tensor in _tensors(result)]
 
 

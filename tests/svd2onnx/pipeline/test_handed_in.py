@@ -181,3 +181,49 @@ def test_another_batch_size_than_the_examples_is_tried(run: Callable[[str], Comp
     """What depends on the number of rows in Python is frozen by the exporter."""
     with pytest.raises(VerificationError, match="decides something in Python"):
         run(IMAGES.replace("return self.head(", "return self.head((2.0 if len(x) > 4 else 1.0) * "))
+
+
+LOST = {
+    "asks for a layer's class": (
+        "self.head(x.mean",
+        "(self.head if isinstance(self.head, nn.Linear) else abs)(x.mean",
+    ),
+    "reads a layer's weight": (
+        "self.head(x.mean((2, 3)))",
+        "self.head(x.mean((2, 3))) + self.head.weight.sum()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), LOST.values(), ids=LOST)
+def test_a_network_that_needs_more_of_a_layer_than_what_it_computes_is_told(
+    run: Callable[[str], CompressionReport], old: str, new: str
+) -> None:
+    assert old in IMAGES
+    with pytest.raises(VerificationError, match=r"when its layers are replaced .* give the \.pt2"):
+        run(IMAGES.replace(old, new))
+
+
+HOOKED = {
+    "hook": "network.head.register_forward_hook(lambda _module, _args, output: 2 * output)",
+    "pre-hook": "network.head.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))",
+    "forward of its own": "old = network.head.forward; network.head.forward = lambda x: 3 * old(x)",
+}
+
+
+@pytest.mark.parametrize("line", HOOKED.values(), ids=HOOKED)
+def test_a_layer_with_a_hook_stays_as_it_is(
+    run: Callable[[str], CompressionReport], tmp_path: Path, line: str
+) -> None:
+    text = IMAGES.replace("    return network.eval()", f"    {line}\n    return network.eval()")
+    report = run(text)
+    (head,) = (layer for layer in report.layers if layer.name == "head")
+    assert head.form == "float"
+    assert head.note is not None
+    assert "hook" in head.note
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(text, scope)
+    x = torch.randn(3, 3, 12, 12)
+    expected = scope["build"]()(x).detach()
+    (output,) = onnxruntime.InferenceSession(tmp_path / "out.onnx").run(None, {"x": x.numpy()})
+    assert torch.nn.functional.cosine_similarity(torch.tensor(output), expected).min() > 0.99
