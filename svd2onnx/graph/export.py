@@ -165,7 +165,8 @@ def _drop_origins(model: ir.Model) -> None:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write ``model`` to ``path``, with weights of more than 2 GiB in ``weights_file``."""
+    """Write ``model`` to ``path``, its nodes sorted, with weights of more than 2 GiB in ``weights_file``."""
+    model.graph.sort()
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = None if size <= LARGEST_WEIGHTS else weights_file(path).name
     ir.save(model, path, external_data=external)

@@ -64,7 +64,12 @@ def _pairs(model: nn.Module, example: Mapping[str, Tensor]) -> Iterator[tuple[st
         if str(node.target) != "aten.batch_norm.default":
             continue
         product, mean = node.args[0], node.args[3]
+        if mean is None:  # without running statistics, each batch has its own
+            continue
         if len(product.users) != 1 or len(mean.users) != 1 or len(product.args) < 2:
+            continue
+        # The channels of a norm are axis 1, and a linear layer's outputs are its last axis.
+        if str(product.target) == "aten.linear.default" and product.meta["val"].ndim != 2:
             continue
         weight = product.args[1]
         layer, norm = owners.get(getattr(weight, "name", "")), owners.get(mean.name)

@@ -161,6 +161,8 @@ def _skip_reason(module: nn.Module, kind: str, calls: int) -> str | None:
         return "its weight is computed by a parametrization; remove that first"
     if not isinstance(weight, Tensor) or weight.dtype != torch.float32:
         return f"its weight is {getattr(weight, 'dtype', 'missing')}, not float32"
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return "it has a hook, or a forward of its own, that a compressed layer would not have"
     if calls == 0:
         return "not called in a forward pass (unused, or its weight is read directly)"
     if weight.numel() < SMALLEST_WEIGHT[kind]:

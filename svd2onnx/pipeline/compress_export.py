@@ -12,6 +12,7 @@ from svd2onnx.calibration.calibrate import without_probes
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.latency.latency_model import read_table
 from svd2onnx.memo.cache import Cache, open_cache
+from svd2onnx.pipeline.as_handed_in import check_as_handed_in
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.final_report import final_report
 from svd2onnx.pipeline.goal_choice import check_goal, choose_goal, resolved_provider
@@ -52,6 +53,7 @@ def compress_export(
     with run_cache(settings, output) as cache, files.drafted(settings) as drafts:
         prepared = prepare(source, settings, data, track)
         prepared.export_float(drafts.float32)
+        check_as_handed_in(prepared, drafts.float32)
         memo = memo_of_run(cache, prepared, drafts.float32)
         workspace = Workspace(drafts.graph, drafts.float32, memo, memo.decompose(prepared.device))
         check_goal(prepared, workspace)

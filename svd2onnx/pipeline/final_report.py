@@ -39,7 +39,9 @@ def final_report(
     build, draft = found.build, workspace.graph
     evaluation = prepared.evaluation
     batches = prepared.track(evaluation, "Verifying", len(evaluation))
-    strict = check_strict(builder.exact(), build.network, prepared.model, batches, prepared.objective)
+    original = prepared.load_again()
+    strict = check_strict(builder.exact(), build.network, original, batches, prepared.objective)
+    del original
     inputs = as_arrays(arguments_of(prepared.model, evaluation[0]))
     file_bytes, external = graph_bytes(draft), weights_file(draft)
     gauge = found.choice.gauge if found.choice else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from svd2onnx.calibration.calibrate import hold_out
+from svd2onnx.calibration.calibrate import first_rows, hold_out
 from svd2onnx.compute.device import CPU, placed, resolve_device
 from svd2onnx.compute.memory import release_at_once
 from svd2onnx.compute.progress import Track, silent
@@ -27,6 +27,10 @@ from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.schema import LayerSite
 from svd2onnx.values.settings import Settings
 from svd2onnx_runtime.session import resolve_provider
+
+
+def _not_loaded() -> nn.Module:
+    raise AssertionError("this network was not loaded from a source")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Prepared:
     """Whether its weights alone are more than is kept in memory."""
     device: torch.device = CPU
     obstacle: str | None = None
+    load_again: Callable[[], nn.Module] = _not_loaded
+    """The network as the user handed it in, loaded anew: ``model`` is changed before it is compressed."""
 
     @cached_property
     def provider(self) -> str:
@@ -122,6 +128,13 @@ class Prepared:
             traced = self.traced(self.model)
             export_float(self.model, self.example, self.dynamic_shapes, path, traced=traced)
 
+    @property
+    def few_rows(self) -> Iterator[Batch]:
+        """Of evaluation: two small batches of other sizes than the example's, as far as these may differ."""
+        ends = self.evaluation[0], self.evaluation[-1]
+        is_fixed = not any(0 in axes for axes in self.dynamic_shapes.values())
+        return (own if is_fixed else first_rows(own, rows) for own, rows in zip(ends, (2, 3), strict=True))
+
 
 def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
     """Load the source, take its calibration batches, and find the layers of its network.
@@ -132,16 +145,26 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
         DeviceError: there is no GPU, and ``settings`` ask for one.
     """
     device = resolve_device(settings.device)
-    torch.manual_seed(settings.seed)  # model files may draw weights or inputs
     store = TensorStore()
-    with CreatedIn(store):
-        loaded = load_source(source, settings, data)
-        if settings.with_past and loaded.with_past is None:
-            raise SourceError(
-                f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
-                "define with_past(network) in a model file (svd2onnx.sources.model_file says what it is)"
-            )
-        model = loaded.build()
+
+    def load() -> tuple[Source, nn.Module]:
+        torch.manual_seed(settings.seed)  # model files may draw weights or inputs
+        with CreatedIn(store):
+            loaded = load_source(source, settings, data)
+            return loaded, loaded.build()
+
+    def load_again() -> nn.Module:
+        with torch.random.fork_rng(devices=()):
+            _, untouched = load()
+        store.keep_module(untouched)
+        return untouched.eval()
+
+    loaded, model = load()
+    if settings.with_past and loaded.with_past is None:
+        raise SourceError(
+            f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
+            "define with_past(network) in a model file (svd2onnx.sources.model_file says what it is)"
+        )
     model = make_plain(model)
     store.keep_module(model)
     is_large = store.overflows
@@ -159,7 +182,19 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(model, batches[0], device)
-    return Prepared(loaded, model, chosen, batches, settings, track, store, is_large, device, obstacle)
+    return Prepared(
+        loaded,
+        model,
+        chosen,
+        batches,
+        settings,
+        track,
+        store,
+        is_large,
+        device,
+        obstacle,
+        load_again,
+    )
 
 
 def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | None:

@@ -13,16 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
-from svd2onnx.values.errors import VerificationError
+from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
 from svd2onnx_runtime.generate import logits_in_pieces
 from svd2onnx_runtime.past import past_names
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 TOLERANCE = 1e-5
 """Largest relative error ||onnx - torch|| / ||torch|| of an output over a batch."""
@@ -38,6 +43,21 @@ class StrictCheck:
     batches: int
 
 
+def check_model(path: Path) -> None:
+    """Let onnx itself look at the file at ``path``.
+
+    Raises:
+        VerificationError: it is no valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(
+            f"the exported graph is no valid ONNX: {one_line(error)}; nothing was written, please report the "
+            "network"
+        ) from error
+
+
 def check_strict(
     path: Path, compressed: nn.Module, original: nn.Module, batches: Iterable[Batch], objective: str
 ) -> StrictCheck:
@@ -46,23 +66,15 @@ def check_strict(
     Raises:
         VerificationError: an output differs by more than TOLERANCE, or is not finite.
     """
+    check_model(path)
     session = open_session(path, "cpu", strict=True)
     worst, count, errors = 0.0, 0, []
     for batch in batches:
         arguments = arguments_of(compressed, batch)
         feed = as_arrays(batch)
-        expected, originals = (_outputs(network, arguments) for network in (compressed, original))
-        if past_names(session):
-            outputs = [logits_in_pieces(session, feed)]
-            outputs, expected, originals = (_real(own[0], feed) for own in (outputs, expected, originals))
-        else:
-            outputs = list(run(session, feed).values())
-        if len(outputs) != len(expected):
-            raise VerificationError(
-                f"the exported graph has {len(outputs)} outputs and the network {len(expected)}"
-            )
-        for output, reference in zip(outputs, expected, strict=True):
-            worst = max(worst, _relative_error(output, reference))
+        expected, originals = (outputs_of(network, arguments) for network in (compressed, original))
+        outputs, expected, originals = comparable(session, feed, expected, originals)
+        worst = max(worst, worst_error(outputs, expected))
         if worst > TOLERANCE:
             raise VerificationError(
                 f"the exported graph differs from the compressed network by {worst:.1e} relative to its "
@@ -77,9 +89,29 @@ def check_strict(
     return StrictCheck(worst, fidelity(objective, mean), mean, count)
 
 
-def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
+def comparable(
+    session: InferenceSession, feed: Mapping[str, np.ndarray], *networks: list[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """What the graph gives for ``feed``, and what ``networks`` gave, as far as they are to be equal."""
+    if past_names(session):
+        outputs = [logits_in_pieces(session, feed)]
+        return [_real(own[0], feed) for own in (outputs, *networks)]
+    return [list(run(session, feed).values()), *networks]
+
+
+def worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest relative error of an output."""
+    if len(outputs) != len(expected):
+        raise VerificationError(
+            f"the exported graph has {len(outputs)} outputs and the network {len(expected)}"
+        )
+    return max(_relative_error(*pair) for pair in zip(outputs, expected, strict=True))
+
+
+def outputs_of(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
+    """What ``model`` gives; some change their inputs in place, and get copies."""
     with torch.inference_mode():
-        result = model(**arguments)
+        result = model(**{name: tensor.clone() for name, tensor in arguments.items()})
     return [tensor.numpy() for tensor in _tensors(result)]
 
 

@@ -86,14 +86,16 @@ def poison(model: onnx.ModelProto) -> None:
 def add_output(model: onnx.ModelProto) -> None:
     output = model.graph.output[0]
     model.graph.node.append(helper.make_node("Neg", [output.name], ["negative"]))
-    model.graph.output.append(helper.make_tensor_value_info("negative", onnx.TensorProto.FLOAT, None))
+    negative = model.graph.output.add()
+    negative.CopyFrom(output)
+    negative.name = "negative"
 
 
 def fold_batch(model: onnx.ModelProto) -> None:
     """Another shape, equal values."""
     output = model.graph.output[0]
     model.graph.node.append(helper.make_node("Flatten", [output.name], ["flat"]))
-    output.CopyFrom(helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, None))
+    output.CopyFrom(helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["rows", "columns"]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Is it still the network that the user handed in? Asked before anything is calibrated.
+
+Nothing that svd2onnx makes of a network can be right if this is not: its layers were found, normalization was
+folded, modules were made plain, and the exporter has followed it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from svd2onnx.network.layers import weight_of
+from svd2onnx.network.rewrite import rewrite
+from svd2onnx.pipeline.preparation import Prepared
+from svd2onnx.pipeline.strict_check import TOLERANCE, check_model, comparable, outputs_of, worst_error
+from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
+from svd2onnx.values.choices import BLOCK_SIZES
+from svd2onnx.values.errors import VerificationError, one_line
+from svd2onnx.values.schema import CompressedLayer, LayerSite, QuantizedTensor, QuantSpec
+from svd2onnx_runtime import open_session
+
+_REPLACED = (
+    "when its layers are replaced by compressed ones: forward, or a hook, depends on more of a layer than "
+    "what it computes, such as its class or its weight. Write the network with torch.export.save, and give "
+    "the .pt2"
+)
+
+
+def check_as_handed_in(prepared: Prepared, float32: Path) -> None:
+    """Compare the float32 graph, and the network with its layers replaced, with what the user handed in.
+
+    The network is loaded anew and left untouched; batches have other sizes than the example. Layers are
+    replaced by ones with the same weights, so what differs then is what a replacement loses, such as an
+    attribute that forward reads. Large networks do without this, for its memory.
+
+    Raises:
+        VerificationError: an output differs by more than TOLERANCE, or from one call to the next.
+    """
+    check_model(float32)
+    session = open_session(float32, "cpu", strict=True)
+    untouched = prepared.load_again()
+    replaced = None if prepared.is_large else _with_same_weights(prepared)
+    for batch in prepared.few_rows:
+        arguments, feed = arguments_of(untouched, batch), as_arrays(batch)
+        expected, again = (outputs_of(untouched, arguments) for _ in range(2))
+        if worst_error(again, expected) > TOLERANCE:
+            raise VerificationError(
+                "the network gives other outputs for the same inputs when it is called again: its forward "
+                "is random or keeps a state, and an ONNX file does neither; let forward depend on its inputs "
+                "and weights alone"
+            )
+        worst = worst_error(*comparable(session, feed, expected))
+        if worst > TOLERANCE:
+            raise VerificationError(
+                f"the float32 graph differs from the network that was handed in by {worst:.1e} relative to "
+                f"its output, and at most {TOLERANCE:.0e} is rounding: nothing was written. Most likely "
+                "forward decides something in Python, by the values or sizes of its first inputs, or the "
+                "network differs each time it is loaded; if neither is so, please report it"
+            )
+        if replaced is not None:
+            _check_replaced(replaced, arguments, expected)
+
+
+def _check_replaced(replaced: nn.Module, arguments: Batch, expected: list[np.ndarray]) -> None:
+    try:
+        worst = worst_error(outputs_of(replaced, arguments), expected)
+    except Exception as error:  # whatever a forward raises that misses something
+        raise VerificationError(f"the network fails ({one_line(error)}) {_REPLACED}") from error
+    if worst > TOLERANCE:
+        raise VerificationError(f"the network's output changes, by {worst:.1e} of its size, {_REPLACED}")
+
+
+def _with_same_weights(prepared: Prepared) -> nn.Module:
+    """The network with every layer that can be replaced, by one of the same weight."""
+    sites = [site for site in prepared.sites if site.skip_reason is None]
+    layers = {site.name: _uncompressed(weight_of(prepared.model, site), site) for site in sites}
+    return rewrite(prepared.model, sites, layers)
+
+
+@dataclass(frozen=True)
+class _Float(QuantizedTensor):
+    """A weight as it is, in the place of its codes."""
+
+    def dequantize(self) -> Tensor:
+        return self.codes
+
+
+def _uncompressed(weight: Tensor, site: LayerSite) -> CompressedLayer:
+    rows, columns = weight.shape
+    whole = _Float(weight, weight.new_ones(rows, 1), QuantSpec(8, BLOCK_SIZES[0]))
+    return CompressedLayer((rows, columns), whole, kind=site.kind)

@@ -1,0 +1,229 @@
+"""What ships is compared with the network that the user handed in: what goes wrong on the way is found."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from svd2onnx.network import batchnorm
+from svd2onnx.pipeline import final_report, preparation
+from svd2onnx.pipeline.compress_export import compress_export
+from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.values.errors import VerificationError
+from svd2onnx.values.settings import Settings
+
+SETTINGS = Settings("quantize", provider="cpu", calibration_samples=16)
+
+IMAGES = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(own, 32, 3, padding=1) for own in (3, 32, 32))
+        self.norm, self.head = nn.BatchNorm2d(32), nn.Linear(32, 128)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.a(x)))
+        x = torch.relu(x + self.c(torch.relu(self.b(x))))
+        return self.head(x.mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    network = Network()
+    nn.init.uniform_(network.norm.running_var, 0.5, 2)
+    nn.init.normal_(network.norm.running_mean)
+    return network.eval()
+
+def inputs(split):
+    torch.manual_seed(len(split))
+    for _ in range(2):
+        yield {"x": torch.randn(8, 3, 12, 12)}
+
+dynamic_shapes = {"x": {0: "batch"}}
+"""
+
+TOKENS = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.norm, self.head = nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.mix(x))))
+
+def build():
+    torch.manual_seed(0)
+    network = Network()
+    nn.init.uniform_(network.norm.running_var, 0.2, 3)
+    nn.init.normal_(network.norm.running_mean)
+    return network.eval()
+
+def inputs(split):
+    torch.manual_seed(len(split))
+    for _ in range(2):
+        yield {"x": torch.randn(8, 64, 64)}
+
+dynamic_shapes = {"x": {0: "batch"}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], CompressionReport]:
+    """Compress the network of a text; nothing may be left behind where that fails."""
+
+    def compressed(text: str) -> CompressionReport:
+        source, output = tmp_path / "network.py", tmp_path / "out.onnx"
+        source.write_text(text)
+        try:
+            return compress_export(source, output, SETTINGS, reference=tmp_path / "float.onnx")
+        except VerificationError:
+            assert not list(tmp_path.glob("*.onnx*"))
+            raise
+
+    return compressed
+
+
+def test_files_are_valid_and_their_nodes_sorted(
+    run: Callable[[str], CompressionReport], tmp_path: Path
+) -> None:
+    """Convolutions of one size share the nodes that spread their scales."""
+    run(IMAGES)
+    for name in ("out.onnx", "float.onnx"):
+        onnx.checker.check_model(tmp_path / name, full_check=True)
+
+
+def test_a_norm_over_tokens_is_not_folded_into_the_layer_before_it(
+    run: Callable[[str], CompressionReport], tmp_path: Path
+) -> None:
+    """Its channels are the second axis, and the layer's outputs are the last: here both have 64."""
+    run(TOKENS)
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(TOKENS, scope)
+    x = torch.randn(3, 64, 64)
+    expected = scope["build"]()(x).detach().numpy()
+    (output,) = onnxruntime.InferenceSession(tmp_path / "float.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fault_in_folding_is_found(
+    run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(layer: nn.Module, norm: nn.Module) -> nn.Module:
+        return layer  # and the normalization is gone
+
+    monkeypatch.setattr(batchnorm, "fuse_conv_bn_eval", wrong)
+    with pytest.raises(VerificationError, match="the float32 graph differs from the network that was handed"):
+        run(IMAGES)
+
+
+def test_a_fault_in_making_modules_plain_is_found(
+    run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            model.get_submodule("head").weight[0] *= 2
+        return model
+
+    monkeypatch.setattr(preparation, "make_plain", wrong)
+    with pytest.raises(VerificationError, match="the float32 graph differs from the network that was handed"):
+        run(IMAGES)
+
+
+def test_a_file_that_onnx_refuses_is_not_written(
+    run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_ir.Graph.sort", lambda _graph: None)
+    with pytest.raises(VerificationError, match="the exported graph is no valid ONNX"):
+        run(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return self.head(", "return self.head(torch.rand(()) * "),
+        (
+            "x = torch.relu(self.norm(self.a(x)))",
+            "self.seen = getattr(self, 'seen', 0) + 1; x = self.a(x) * self.seen",
+        ),
+    ],
+    ids=["random", "keeps a state"],
+)
+def test_a_network_that_changes_from_call_to_call_is_told(
+    run: Callable[[str], CompressionReport], old: str, new: str
+) -> None:
+    assert old in IMAGES
+    with pytest.raises(VerificationError, match="gives other outputs for the same inputs when it is called"):
+        run(IMAGES.replace(old, new))
+
+
+def test_a_network_that_differs_each_time_it_is_loaded_is_told(
+    run: Callable[[str], CompressionReport],
+) -> None:
+    with pytest.raises(VerificationError, match="the network differs each time it is loaded"):
+        run(IMAGES.replace("torch.manual_seed(0)", "torch.seed()"))
+
+
+def test_another_batch_size_than_the_examples_is_tried(run: Callable[[str], CompressionReport]) -> None:
+    """What depends on the number of rows in Python is frozen by the exporter."""
+    with pytest.raises(VerificationError, match="decides something in Python"):
+        run(IMAGES.replace("return self.head(", "return self.head((2.0 if len(x) > 4 else 1.0) * "))
+
+
+LOST = {
+    "asks for a layer's class": (
+        "self.head(x.mean",
+        "(self.head if isinstance(self.head, nn.Linear) else abs)(x.mean",
+    ),
+    "reads a layer's weight": (
+        "self.head(x.mean((2, 3)))",
+        "self.head(x.mean((2, 3))) + self.head.weight.sum()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), LOST.values(), ids=LOST)
+def test_a_network_that_needs_more_of_a_layer_than_what_it_computes_is_told(
+    run: Callable[[str], CompressionReport], old: str, new: str
+) -> None:
+    assert old in IMAGES
+    with pytest.raises(VerificationError, match=r"when its layers are replaced .* give the \.pt2"):
+        run(IMAGES.replace(old, new))
+
+
+HOOKED = {
+    "hook": "network.head.register_forward_hook(lambda _module, _args, output: 2 * output)",
+    "pre-hook": "network.head.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))",
+    "forward of its own": "old = network.head.forward; network.head.forward = lambda x: 3 * old(x)",
+}
+
+
+@pytest.mark.parametrize("line", HOOKED.values(), ids=HOOKED)
+def test_a_layer_with_a_hook_stays_as_it_is(
+    run: Callable[[str], CompressionReport], tmp_path: Path, line: str
+) -> None:
+    text = IMAGES.replace("    return network.eval()", f"    {line}\n    return network.eval()")
+    report = run(text)
+    (head,) = (layer for layer in report.layers if layer.name == "head")
+    assert head.form == "float"
+    assert head.note is not None
+    assert "hook" in head.note
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(text, scope)
+    x = torch.randn(3, 3, 12, 12)
+    expected = scope["build"]()(x).detach()
+    (output,) = onnxruntime.InferenceSession(tmp_path / "out.onnx").run(None, {"x": x.numpy()})
+    assert torch.nn.functional.cosine_similarity(torch.tensor(output), expected).min() > 0.99
