@@ -38,7 +38,9 @@ def numbered(*sizes: int) -> list[Tensor]:
 
 
 def source_of(calibration: Any, evaluation: Any = None, network: Any = None, samples: int = 1024) -> Source:
-    return live_source(network or Mlp(), calibration, evaluation, Settings(calibration_samples=samples))
+    return live_source(
+        Mlp() if network is None else network, calibration, evaluation, Settings(calibration_samples=samples)
+    )
 
 
 def numbers(source: Source, split: str) -> list[int]:
@@ -172,7 +174,7 @@ def test_a_wrong_network_is_one_line(network: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(weights="here"),  # type: ignore[arg-type]
+        Settings(weights="here"),
         Settings(random_weights=True),
         Settings(input_shape=("1,64",)),
         Settings(trust_pickle=True),

@@ -209,7 +209,7 @@ def test_numbers_that_are_too_small_are_refused(name: str, least: int) -> None:
 
 
 def test_from_python_a_text_is_a_path_and_one_of_several() -> None:
-    settings = Settings(plan="p.json", cache="here", include="head", exclude=["a", "b"])  # type: ignore[arg-type]
+    settings = Settings(plan="p.json", cache="here", include="head", exclude=["a", "b"])
     assert (settings.plan, settings.cache) == (Path("p.json"), Path("here"))
     assert (settings.include, settings.exclude) == (("head",), ("a", "b"))
     assert Settings().plan is None
@@ -217,6 +217,6 @@ def test_from_python_a_text_is_a_path_and_one_of_several() -> None:
 
 def test_a_goal_given_as_a_number_has_no_unit() -> None:
     with pytest.raises(PlanError, match=r"did you mean 0\.15x\?"):
-        Settings(target_size=0.15)  # type: ignore[arg-type]
+        Settings(target_size=0.15)
     with pytest.raises(PlanError, match=r"did you mean 0\.5x\?"):
-        Settings(target_latency=0.5)  # type: ignore[arg-type]
+        Settings(target_latency=0.5)
