@@ -72,7 +72,23 @@ def _checked(network: object) -> nn.Module:
         raise SourceError(f"expected a torch.nn.Module to compress, found {type(network).__name__}")
     original = getattr(network, "_orig_mod", network)  # of what torch.compile gave
     assert isinstance(original, nn.Module)
+    for name, module in original.named_modules():
+        if _calls_back(vars(module).get("forward"), original):
+            raise SourceError(
+                f"the forward of {name or 'the network'} was replaced by a function that calls the network "
+                "itself, as copies of it would too; expected forward to be a method: define it in a subclass"
+            )
     return original
+
+
+def _calls_back(forward: object, network: nn.Module) -> bool:
+    """Whether this is a function that names a module of ``network``, or a method of one."""
+    if not inspect.isfunction(forward):
+        return False  # methods are copied with what they belong to
+    seen = inspect.getclosurevars(forward)
+    named = (*seen.nonlocals.values(), *seen.globals.values())
+    own = {id(module) for module in network.modules()}
+    return any(id(getattr(value, "__self__", value)) in own for value in named)
 
 
 def _copy(network: nn.Module) -> nn.Module:

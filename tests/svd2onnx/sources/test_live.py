@@ -1,5 +1,6 @@
 """Networks in memory and their batches, before anything is compressed."""
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,3 +207,26 @@ def test_a_compiled_network_is_compressed_as_what_it_was_made_of() -> None:
     source = source_of([X], network=torch.compile(Mlp(), backend="eager"))
     assert type(source.build()) is Mlp
     assert source.name == "Mlp"
+
+
+def test_a_forward_that_calls_the_network_itself_is_refused() -> None:
+    """A copy would run the original, in training as it may be, and change it."""
+    network = nn.Sequential(Mlp(), nn.ReLU())
+    original = network[0].forward
+    network[0].forward = lambda x: original(x) * 2
+    with pytest.raises(
+        SourceError, match="the forward of 0 was replaced by a function that calls the network"
+    ):
+        source_of([X], network=network)
+
+
+def test_a_forward_bound_to_the_network_goes_with_the_copy() -> None:
+    network = Mlp()
+    network.forward = types.MethodType(lambda self, x: self.first(x) * 2, network)
+    copy = source_of([X], network=network).build()
+    with torch.no_grad():
+        network.first.weight.zero_()
+    x = torch.randn(2, 64)
+    first = copy.get_submodule("first")
+    torch.testing.assert_close(copy(x), first(x) * 2)
+    assert float(first(x).abs().max()) > 1
