@@ -1,7 +1,8 @@
 """Compress trained PyTorch networks by low rank and quantization, and export them as ONNX.
 
-``compress_export`` is the whole story; its steps (``calibrate``, ``rewrite``, ``export``, ...) are public
-functions of the modules named after them. They are imported on first use, because torch is slow to load.
+``compress`` takes a network in memory, ``compress_export`` one from a file. Their steps (``calibrate``,
+``rewrite``, ``export``, ...) are public functions of the modules named after them. They are imported on first
+use, because torch is slow to load.
 """
 
 from importlib import import_module
@@ -13,6 +14,7 @@ _HOMES = {
     "article_plan": "planning.fixed_rules",
     "calibrate": "calibration.calibrate",
     "candidates": "planning.candidates",
+    "compress": "pipeline.compress",
     "compress_export": "pipeline.compress_export",
     "discover": "network.layers",
     "export": "graph.export",

@@ -91,13 +91,16 @@ def each_tensor(value: T, change: Callable[[Tensor], Tensor]) -> T:
 
 def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
     """``networks`` themselves on the CPU, copies of them on a GPU; what they share is copied once."""
-    if device.type == "cpu":
-        return networks
+    return networks if device.type == "cpu" else copied(device, *networks)
+
+
+def copied(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
+    """Copies of ``networks`` on ``device``, wherever they lie; what they share is copied once."""
     memo: dict[int, Any] = {}
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
             if id(tensor) not in memo:
-                there = tensor.detach().to(device)
+                there = tensor.detach().to(device, copy=True)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
     return tuple(copy.deepcopy(network, memo) for network in networks)

@@ -26,6 +26,7 @@ from svd2onnx.network.decoder import Traced
 from svd2onnx.sources.model_file import DynamicShapes
 from svd2onnx.values.errors import ExportError, one_line
 from svd2onnx.values.schema import CompressedLayer
+from svd2onnx.values.settings import AnyPath
 
 OPSET = 21
 """The first opset whose DequantizeLinear takes blocks and int4."""
@@ -63,7 +64,7 @@ def export(
     layers: Mapping[str, CompressedLayer],
     example: Mapping[str, Tensor],
     dynamic_shapes: DynamicShapes,
-    path: Path,
+    path: AnyPath,
     *,
     metadata: Mapping[str, str] | None = None,
     traced: Traced | None = None,
@@ -96,7 +97,7 @@ def export(
     onnx_model.metadata_props[VERSION_KEY] = version("svd2onnx")
     list_matmuls(onnx_model, planned)
     drop_inferable(onnx_model)
-    save(onnx_model, path)
+    save(onnx_model, Path(path))
     return planned
 
 

@@ -24,17 +24,18 @@ from svd2onnx.pipeline.timing import time_layers
 from svd2onnx.pipeline.workspace import Workspace, memo_of_run
 from svd2onnx.reporting.page import render
 from svd2onnx.reporting.report import CompressionReport
-from svd2onnx.values.settings import Settings
+from svd2onnx.sources.source import Source
+from svd2onnx.values.settings import AnyPath, Settings
 
 
 def compress_export(
-    source: Path,
-    output: Path,
+    source: AnyPath | Source,
+    output: AnyPath,
     settings: Settings,
     *,
-    data: Path | None = None,
-    reference: Path | None = None,
-    page: Path | None = None,
+    data: AnyPath | None = None,
+    reference: AnyPath | None = None,
+    page: AnyPath | None = None,
     command: str | None = None,
     track: Track = silent,
 ) -> CompressionReport:
@@ -48,6 +49,7 @@ def compress_export(
         Svd2OnnxError: a stated failure; nothing is written then.
     """
     started = time.perf_counter()
+    output = Path(output)
     table = read_table(settings.latency_table, resolved_provider(settings), settings.threads)
     files = RunFiles.beside(output, settings, reference, page)
     with run_cache(settings, output) as cache, files.drafted(settings) as drafts:
@@ -69,7 +71,7 @@ def compress_export(
             found = found.retrained(builder, settings.recover)
         builder.let_go()
 
-        report = final_report(found, builder, source=source, output=output, started=started)
+        report = final_report(found, builder, output=output, started=started)
         problems = (cache.problem,) if cache.problem else ()
         report = replace(report, command=command, warnings=report.warnings + problems)
         drafts.report.write_text(report.to_json())

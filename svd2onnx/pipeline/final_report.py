@@ -27,9 +27,7 @@ from svd2onnx_runtime import certify, graph_bytes
 from svd2onnx_runtime.machine import device_name
 
 
-def final_report(
-    found: Found, builder: Builder, *, source: Path, output: Path, started: float
-) -> CompressionReport:
+def final_report(found: Found, builder: Builder, *, output: Path, started: float) -> CompressionReport:
     """What the drafted file is; ``started`` is when the run began, by ``time.perf_counter``.
 
     Raises:
@@ -46,7 +44,7 @@ def final_report(
     file_bytes, external = graph_bytes(draft), weights_file(draft)
     gauge = found.choice.gauge if found.choice else 1.0
     return CompressionReport(
-        source=str(source),
+        source=prepared.source.name,
         output=str(output),
         method=build.plan.method,
         settings=asdict(prepared.settings),

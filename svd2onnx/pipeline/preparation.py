@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,13 @@ from svd2onnx.network import layers as layer_sites
 from svd2onnx.network.batchnorm import fold_batchnorm
 from svd2onnx.network.decoder import Traced, traced_with_past
 from svd2onnx.network.plain import make_plain
+from svd2onnx.sources.calibration import limited
 from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
 from svd2onnx.sources.source import Source
 from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.schema import LayerSite
-from svd2onnx.values.settings import Settings
+from svd2onnx.values.settings import AnyPath, Settings
 from svd2onnx_runtime.session import resolve_provider
 
 
@@ -136,8 +137,13 @@ class Prepared:
         return (own if is_fixed else first_rows(own, rows) for own, rows in zip(ends, (2, 3), strict=True))
 
 
-def prepare(source: Path, settings: Settings, data: Path | None, track: Track = silent) -> Prepared:
+def prepare(
+    source: AnyPath | Source, settings: Settings, data: AnyPath | None = None, track: Track = silent
+) -> Prepared:
     """Load the source, take its calibration batches, and find the layers of its network.
+
+    A ``Source`` in place of a path makes its network anew whenever ``build`` is called; ``data`` is for
+    model files.
 
     Raises:
         SourceError: see ``load_source`` and ``discover``.
@@ -150,7 +156,11 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     def load() -> tuple[Source, nn.Module]:
         torch.manual_seed(settings.seed)  # model files may draw weights or inputs
         with CreatedIn(store):
-            loaded = load_source(source, settings, data)
+            loaded = (
+                source
+                if isinstance(source, Source)
+                else load_source(Path(source), settings, Path(data) if data else None)
+            )
             return loaded, loaded.build()
 
     def load_again() -> nn.Module:
@@ -162,7 +172,7 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     loaded, model = load()
     if settings.with_past and loaded.with_past is None:
         raise SourceError(
-            f"--with-past was given, and {source} does not say how it takes a past: leave it out, or "
+            f"--with-past was given, and {loaded.name} does not say how it takes a past: leave it out, or "
             "define with_past(network) in a model file (svd2onnx.sources.model_file says what it is)"
         )
     model = make_plain(model)
@@ -170,15 +180,15 @@ def prepare(source: Path, settings: Settings, data: Path | None, track: Track = 
     is_large = store.overflows
     if is_large:
         release_at_once()
-    inputs = _limited(loaded.inputs("calibration"), settings.calibration_samples)
+    inputs = limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     if settings.with_past:
-        _check_text(source, arguments_of(model, batches[0]))
+        _check_text(loaded.name, arguments_of(model, batches[0]))
     try:
         fold_batchnorm(model, arguments_of(model, batches[0]))
         sites = layer_sites.discover(model, arguments_of(model, batches[0]))
     except (SourceError, ExportError) as error:
-        raise type(error)(f"{source}: {error}") from error
+        raise type(error)(f"{loaded.name}: {error}") from error
     sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(model, batches[0], device)
@@ -217,21 +227,11 @@ def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
     return arguments_of(model, largest)
 
 
-def _check_text(source: Path, arguments: Batch) -> None:
+def _check_text(name: str, arguments: Batch) -> None:
     """A graph with a cache takes texts, and is judged on those of the network without one."""
-    sizes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
+    sizes = {argument: tuple(tensor.shape) for argument, tensor in arguments.items()}
     if set(sizes) != {"input_ids", "attention_mask"} or len(set(sizes.values())) > 1:
         raise SourceError(
             "--with-past is for networks of input_ids and attention_mask, both [batch, sequence], and "
-            f"{source} gives {sizes}: leave it out, or let forward take these two"
+            f"{name} gives {sizes}: leave it out, or let forward take these two"
         )
-
-
-def _limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
-    """Whole batches until there are at least ``samples`` rows, and one in any case."""
-    rows = 0
-    for batch in batches:
-        yield batch
-        rows += next(iter(batch.values())).shape[0]
-        if rows >= samples:
-            return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from svd2onnx.compute.atomic_output import atomic_files
 from svd2onnx.graph.export import weights_file
-from svd2onnx.values.settings import Settings
+from svd2onnx.values.settings import AnyPath, Settings
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,18 @@ class RunFiles:
     reference: Path | None
 
     @classmethod
-    def beside(cls, output: Path, settings: Settings, reference: Path | None, page: Path | None) -> RunFiles:
+    def beside(
+        cls, output: Path, settings: Settings, reference: AnyPath | None, page: AnyPath | None
+    ) -> RunFiles:
         """The files of a run that writes its graph to ``output``."""
+        reference = Path(reference) if reference else None
         return cls(
             graph=output,
             report=Path(f"{output}.report.json"),
             plan=Path(f"{output}.plan.json"),
             latency_table=Path(f"{output}.latency.json") if settings.target_latency else None,
             graph_weights=weights_file(output),
-            page=page,
+            page=Path(page) if page else None,
             reference_weights=weights_file(reference) if reference else None,
             reference=reference,
         )

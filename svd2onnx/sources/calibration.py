@@ -8,7 +8,7 @@ a model file (.py)   its inputs(split)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,11 +78,9 @@ class Splits:
     def inputs(self, split: str) -> Iterator[Batch]:
         """The batches of ``split``; recovery is on what calibration is on."""
         count = len(self.samples)
-        held_out = list(range(EVALUATED - 1, count, EVALUATED))[:MOST_EVALUATED]
-        fit = sorted(set(range(count)) - set(held_out))
-        if not self.holds_out:
-            held_out = fit = list(range(count))
-        chosen = held_out if split == "evaluation" else fit
+        judged = held_out(count)
+        fit = sorted(set(range(count)) - set(judged))
+        chosen = judged if split == "evaluation" and judged else fit
         for start in range(0, len(chosen), self.rows):
             indices = chosen[start : start + self.rows]
             # A network with a batch of one size takes no less.
@@ -94,6 +92,21 @@ class Splits:
     def holds_out(self) -> bool:
         """Whether evaluation is on samples that calibration does not see."""
         return len(self.samples) >= EVALUATED
+
+
+def held_out(count: int) -> list[int]:
+    """Those of ``count`` samples that evaluation is on, and calibration is not; none of very few."""
+    return list(range(EVALUATED - 1, count, EVALUATED))[:MOST_EVALUATED]
+
+
+def limited(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """Whole batches until there are at least ``samples`` rows, and one in any case."""
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += next(iter(batch.values())).shape[0]
+        if rows >= samples:
+            return
 
 
 def read_samples(path: Path, network: Network) -> Splits:

@@ -37,6 +37,10 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
     Raises:
         SourceError: it cannot be loaded, or options are missing or do not fit its kind.
     """
+    return replace(_load(path, settings, data), name=str(path))
+
+
+def _load(path: Path, settings: Settings, data: Path | None) -> Source:
     kind = kind_of(path)
     check_options(path, kind, settings, data)
     if kind == "model file":

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from svd2onnx.compute.device import device_of, on
 from svd2onnx.network.decoder import WithPast
+from svd2onnx.values.choices import OBJECTIVES
 from svd2onnx.values.errors import SourceError, Svd2OnnxError
+from svd2onnx.values.settings import AnyPath
 
-OBJECTIVES = ("cosine", "kl", "mse")
 SPLITS = ("calibration", "recovery", "evaluation")
 Batch = dict[str, Tensor]
 DynamicShapes = Mapping[str, Mapping[int, str]]
@@ -176,9 +177,9 @@ class ModelFile:
 
 
 def load_model_file(
-    path: Path,
-    data: Path | None = None,
-    weights: Path | None = None,
+    path: AnyPath,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
     *,
     random_weights: bool = False,
     needs: Sequence[str] = ("build", "inputs"),
@@ -188,6 +189,8 @@ def load_model_file(
     Raises:
         SourceError: no such file, not a Python file, it fails to run, or a part of it is missing.
     """
+    path = Path(path)
+    data, weights = (None if folder is None else Path(folder) for folder in (data, weights))
     if not path.exists():
         raise SourceError(f"no such model file: {path}")
     if path.is_dir() or path.suffix != ".py":

@@ -17,7 +17,7 @@ class Source:
     """See ``svd2onnx.sources.model_file`` for what the parts mean: they are those of a model file.
 
     ``calibrated`` tells whether the split "calibration" is data, and not random numbers that merely fit;
-    ``warnings`` are for the report.
+    ``warnings`` are for the report; ``name`` is what that and messages call it.
     """
 
     build: Callable[[], nn.Module]
@@ -29,6 +29,7 @@ class Source:
     calibrated: bool = True
     warnings: tuple[str, ...] = ()
     with_past: Callable[[nn.Module], WithPast] | None = None
+    name: str = "the network"
 
     @classmethod
     def of_model_file(cls, file: ModelFile) -> Source:

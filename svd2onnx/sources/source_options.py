@@ -43,6 +43,19 @@ def check_network_options(path: Path, settings: Settings, data: Path | None) -> 
     _refuse(settings.random_weights, "--random-weights", path, "a model file")
 
 
+def check_live_options(settings: Settings) -> None:
+    """Refuse what says how a file is loaded, for a network that is in memory already.
+
+    Raises:
+        SourceError: such an option was given.
+    """
+    for name in ("weights", "random_weights", "model", "calibration", "input_shape", "trust_pickle"):
+        if getattr(settings, name):
+            raise SourceError(
+                f"{name} was given, which is for networks in files, and this one is in memory: leave it out"
+            )
+
+
 def _refuse(given: bool, option: str, path: Path, kind: str) -> None:
     if given:
         raise SourceError(f"{option} was given, and {path} is not {kind}: leave it out")

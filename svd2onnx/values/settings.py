@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svd2onnx.values.choices import ACTIVATIONS, BITS, BLOCK_SIZES, DEVICES, DTYPES, METHODS, OPERATORS
+from svd2onnx.values.choices import (
+    ACTIVATIONS,
+    BITS,
+    BLOCK_SIZES,
+    DEVICES,
+    DTYPES,
+    METHODS,
+    OBJECTIVES,
+    OPERATORS,
+)
 from svd2onnx.values.errors import PlanError
 from svd2onnx.values.targets import check_fidelity, parse_latency, parse_size
 
 if TYPE_CHECKING:
     from svd2onnx.values.schema import QuantSpec
 
+AnyPath = str | os.PathLike[str]
 DEFAULT_BITS = 4
 DEFAULT_BLOCKS = {8: 128, 4: 32, 2: 32}
 """Larger blocks are smaller and faster; fewer bits need smaller ones to stay accurate."""
@@ -41,6 +52,7 @@ class Settings:
 
     What belongs to a method or a goal (bits, block_size, epsilon; batch, sequence) is None where that is not
     asked for, and has its default where it is: so the settings of a report are those that played a part.
+    A path may be given as text, and a single text where several are taken.
 
     Raises:
         PlanError: a value is none of those there are, settings contradict one another, or one has no effect.
@@ -82,11 +94,24 @@ class Settings:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        self._normalize()
         self._check_choices()
+        self._check_ranges()
         self._check_goals()
         self._check_forms()
         self._refuse_idle()
         self._fill_defaults()
+
+    def _normalize(self) -> None:
+        for name in ("latency_table", "plan", "weights", "model", "calibration", "cache"):
+            if getattr(self, name) is not None:
+                self._set(name, Path(getattr(self, name)))
+        for name in ("include", "exclude", "input_shape"):
+            texts = getattr(self, name)
+            self._set(name, (texts,) if isinstance(texts, str) else tuple(texts))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen for all but its own making
 
     def _check_choices(self) -> None:
         for name, value, choices in (
@@ -94,6 +119,7 @@ class Settings:
             ("activations", self.activations, ACTIVATIONS),
             ("the operator", self.operator, OPERATORS),
             ("the dtype", self.dtype, DTYPES),
+            ("the objective", self.objective, (None, *OBJECTIVES)),
             ("the device", self.device, DEVICES),
             ("bits", self.bits, (None, *BITS)),
             ("the block size", self.block_size, (None, *BLOCK_SIZES)),
@@ -103,6 +129,18 @@ class Settings:
                 raise PlanError(f"{name} must be one of {known}, not {value!r}")
         if self.epsilon is not None and not self.epsilon > 0:
             raise PlanError(f"--epsilon bounds a relative error and must be positive, not {self.epsilon:g}")
+
+    def _check_ranges(self) -> None:
+        for option, value, least in (
+            ("--batch", self.batch, 1),
+            ("--sequence", self.sequence, 1),
+            ("--threads", self.threads, 1),
+            ("--calibration-samples", self.calibration_samples, 0),
+            ("--recover", self.recover, 0),
+            ("--seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise PlanError(f"{option} must be at least {least}, not {value}")
 
     def _check_goals(self) -> None:
         goals = [goal for goal in (self.target_size, self.min_fidelity, self.plan) if goal is not None]
@@ -172,7 +210,7 @@ class Settings:
             defaults |= {"batch": DEFAULT_BATCH, "sequence": DEFAULT_SEQUENCE}
         for name, default in defaults.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, default)  # frozen for all but its own making
+                self._set(name, default)
 
     def choice_of_activations(self, provider: str) -> tuple[str, ...]:
         """What planned layers may compute with: either, where time counts and the provider can do both."""

@@ -21,7 +21,7 @@ def parse_size(text: str) -> tuple[float, bool]:
     Raises:
         PlanError: the text is no size, or a share that leaves nothing to compress.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|%|[kmg]?b)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|%|[kmg]?b)?", str(text).strip(), re.IGNORECASE)
     if match is None or not 0 < float(match[1]) < math.inf:
         raise PlanError(
             f"a size is a share such as 0.15x or 15%, or bytes such as 40MB, not {text!r}: "
@@ -51,7 +51,7 @@ def parse_latency(text: str) -> tuple[float, bool]:
     Raises:
         PlanError: the text is no latency.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|%|ms)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(x|%|ms)?", str(text).strip(), re.IGNORECASE)
     if match is None or not 0 < float(match[1]) < math.inf:
         raise PlanError(
             f"a latency is a share of float32's such as 0.5x, or a time such as 12ms, not {text!r}: "

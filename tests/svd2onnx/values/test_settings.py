@@ -182,7 +182,9 @@ def test_int8_activations_are_a_form_of_their_own(form: dict[str, Any]) -> None:
         Settings(activations="int8", **form)
 
 
-@pytest.mark.parametrize("name", ["method", "activations", "operator", "dtype", "bits", "block_size"])
+@pytest.mark.parametrize(
+    "name", ["method", "activations", "operator", "dtype", "bits", "block_size", "objective", "device"]
+)
 def test_an_unknown_choice_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(PlanError, match=r"must be one of .*, not 'other'"):
         Settings(**{name: "other"})
@@ -194,3 +196,27 @@ def test_latency_is_planned_for_fused_kernels_in_float32(form: dict[str, Any]) -
         Settings(target_latency="0.8x", **form)
     settings = Settings(target_latency="0.8x", operator="matmulnbits")
     assert settings.choice_of_activations("cpu") == ("float",)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("calibration_samples", 0), ("recover", 0), ("seed", 0), ("threads", 1), ("batch", 1)]
+)
+def test_numbers_that_are_too_small_are_refused(name: str, least: int) -> None:
+    others = {"target_latency": "0.5x"} if name == "batch" else {}
+    assert getattr(Settings(**{name: least}, **others), name) == least
+    with pytest.raises(PlanError, match=f"must be at least {least}, not {least - 1}"):
+        Settings(**{name: least - 1}, **others)
+
+
+def test_from_python_a_text_is_a_path_and_one_of_several() -> None:
+    settings = Settings(plan="p.json", cache="here", include="head", exclude=["a", "b"])
+    assert (settings.plan, settings.cache) == (Path("p.json"), Path("here"))
+    assert (settings.include, settings.exclude) == (("head",), ("a", "b"))
+    assert Settings().plan is None
+
+
+def test_a_goal_given_as_a_number_has_no_unit() -> None:
+    with pytest.raises(PlanError, match=r"did you mean 0\.15x\?"):
+        Settings(target_size=0.15)
+    with pytest.raises(PlanError, match=r"did you mean 0\.5x\?"):
+        Settings(target_latency=0.5)

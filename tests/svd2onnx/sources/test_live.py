@@ -1,0 +1,232 @@
+"""Networks in memory and their batches, before anything is compressed."""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from svd2onnx.sources.live import NOT_HELD_OUT, live_source
+from svd2onnx.sources.model_file import Batch
+from svd2onnx.sources.source import Source
+from svd2onnx.values.errors import SourceError
+from svd2onnx.values.settings import Settings
+from tests.svd2onnx.networks import Mlp
+
+
+class Masked(nn.Module):
+    """ids and mask [batch, length] are needed, scale is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 16)
+
+    def forward(self, ids: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
+        return self.table(ids) * mask[..., None] * scale
+
+
+class AllOptional(nn.Module):
+    def forward(self, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor | None:
+        return ids
+
+
+def numbered(*sizes: int) -> list[Tensor]:
+    """Batches of samples [64] that hold their own number."""
+    return list(torch.arange(sum(sizes)).float()[:, None].expand(-1, 64).split(sizes))
+
+
+def source_of(calibration: Any, evaluation: Any = None, network: Any = None, samples: int = 1024) -> Source:
+    return live_source(
+        Mlp() if network is None else network, calibration, evaluation, Settings(calibration_samples=samples)
+    )
+
+
+def numbers(source: Source, split: str) -> list[int]:
+    return [int(row[0]) for batch in source.inputs(split) for row in batch["x"]]
+
+
+def test_every_fifth_sample_is_held_out_across_batches() -> None:
+    source = source_of(numbered(4, 3, 1, 4))
+    assert numbers(source, "evaluation") == [4, 9]
+    assert numbers(source, "calibration") == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+    assert numbers(source, "recovery") == numbers(source, "calibration")
+    assert source.warnings == ()
+
+
+def test_with_evaluation_nothing_is_held_out() -> None:
+    source = source_of(numbered(5, 5), iter(numbered(2)))
+    assert numbers(source, "calibration") == list(range(10))
+    assert numbers(source, "evaluation") == numbers(source, "evaluation") == [0, 1]
+
+
+def test_very_few_samples_serve_for_both_and_that_is_said() -> None:
+    source = source_of(numbered(4))
+    assert numbers(source, "evaluation") == numbers(source, "calibration") == [0, 1, 2, 3]
+    assert source.warnings == (NOT_HELD_OUT,)
+
+
+def test_batches_of_parts_that_are_no_rows_stay_whole() -> None:
+    """As of graphs: ids of nodes, and edges between them."""
+    given = [{"ids": torch.full((3,), number), "mask": torch.ones(2, 7)} for number in range(6)]
+    source = source_of(given, network=Masked())
+    (judged,) = source.inputs("evaluation")
+    assert judged["ids"].tolist() == [4, 4, 4]
+    assert [int(batch["ids"][0]) for batch in source.inputs("calibration")] == [0, 1, 2, 3, 5]
+
+
+def test_an_endless_iterable_is_read_once_as_far_as_samples_are_asked_for() -> None:
+    read = 0
+
+    def endless() -> Iterator[Tensor]:
+        nonlocal read
+        while True:
+            read += 1
+            yield torch.randn(8, 64)
+
+    source = source_of(endless(), numbered(2), samples=20)
+    assert len(numbers(source, "calibration")) == 24
+    list(source.inputs("recovery"))
+    assert read == 3
+
+
+IDS, MASK = torch.tensor([[1, 2]]), torch.ones(1, 2)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (IDS, MASK),
+        [IDS, MASK, torch.tensor([3])],
+        {"mask": MASK, "text": ["unused"], "ids": IDS},
+    ],
+    ids=["tuple", "with a label", "dict"],
+)
+def test_batches_are_named_in_the_order_of_forward(batch: Any) -> None:
+    (named,) = source_of([batch], network=Masked()).inputs("calibration")
+    assert list(named) == ["ids", "mask"]
+    assert torch.equal(named["ids"], IDS)
+    assert torch.equal(named["mask"], MASK)
+
+
+def test_a_lone_tensor_is_the_first_argument_even_where_none_is_required() -> None:
+    (named,) = source_of([IDS], network=AllOptional()).inputs("calibration")
+    assert list(named) == ["ids"]
+    with pytest.raises(SourceError, match="forward takes ids, mask; expected a tensor"):
+        source_of([(IDS, MASK)], network=AllOptional())
+
+
+def test_batches_are_copies_in_float32() -> None:
+    buffer = torch.zeros(4, 64, dtype=torch.float64)
+
+    def refilled() -> Iterator[Tensor]:
+        for number in range(2):
+            yield buffer.fill_(number)
+
+    source = source_of(refilled(), numbered(1))
+    batches: list[Batch] = list(source.inputs("calibration"))
+    assert [float(batch["x"].mean()) for batch in batches] == [0, 1]
+    batches[0]["x"].add_(5)
+    assert batches[0]["x"].dtype == torch.float32
+    assert float(buffer.max()) == 1
+
+
+X = torch.zeros(6, 64)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (X, "expected calibration to be an iterable of batches, found a value of type Tensor"),
+        ({"x": X}, "expected calibration to be an iterable of batches, found a dict of x"),
+        (7, "found a value of type int"),
+        (TensorDataset(X), "TensorDataset, which gives single samples; .*DataLoader"),
+        ([], "calibration gave no batch"),
+        ([X, "text"], "batch 1 of calibration is a value of type str; expected a tensor, a tuple or list"),
+        ([{"y": X}], "batch 0 of calibration is a dict of y, and forward takes x, of which it lacks x"),
+        ([[]], "a list of nothing, and forward takes x"),
+        ([X.numpy()], "is a value of type ndarray"),
+        ([(X.tolist(), X)], "has a list of list, list, list, ... for 'x'; expected a tensor"),
+        ([torch.tensor(1.0)], r"has shape \[\] for 'x'; expected samples along the first axis"),
+        ([X[:0]], r"has shape \[0, 64\] for 'x'"),
+        ([X.log() * 0], "has NaN in 'x'"),
+    ],
+)
+def test_a_wrong_batch_is_one_line(calibration: Any, message: str) -> None:
+    for given in ((calibration, None), (numbered(5), calibration)):
+        with pytest.raises(SourceError, match=message.replace("calibration", "(calibration|evaluation)")):
+            source_of(*given)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("network.pt", "expected a torch.nn.Module to compress, found str"),
+        (nn.LazyLinear(8), "cannot be copied .* run it once if it has lazy layers"),
+    ],
+)
+def test_a_wrong_network_is_one_line(network: Any, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        live_source(network, [X], None, Settings()).build()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(weights="here"),
+        Settings(random_weights=True),
+        Settings(input_shape=("1,64",)),
+        Settings(trust_pickle=True),
+    ],
+)
+def test_what_is_for_files_is_refused(settings: Settings) -> None:
+    with pytest.raises(SourceError, match="was given, which is for networks in files"):
+        live_source(Mlp(), [X], None, settings)
+
+
+def test_each_copy_is_new_and_the_network_stays_as_it_is() -> None:
+    network = Mlp().double()
+    network.second.weight = network.first.weight = nn.Parameter(torch.randn(64, 64, dtype=torch.float64))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    source = source_of([X], network=network)
+    first, second = source.build(), source.build()
+    assert not first.training
+    assert first.get_parameter("first.weight").dtype == torch.float32
+    assert first.get_submodule("first").weight is first.get_submodule("second").weight
+    with torch.no_grad():
+        first.get_parameter("first.weight").zero_()
+    assert float(second.get_parameter("first.weight").abs().max()) > 0
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(own, before[name]) for name, own in network.state_dict().items())
+
+
+def test_a_compiled_network_is_compressed_as_what_it_was_made_of() -> None:
+    source = source_of([X], network=torch.compile(Mlp(), backend="eager"))
+    assert type(source.build()) is Mlp
+    assert source.name == "Mlp"
+
+
+def test_a_forward_that_calls_the_network_itself_is_refused() -> None:
+    """A copy would run the original, in training as it may be, and change it."""
+    network = nn.Sequential(Mlp(), nn.ReLU())
+    original = network[0].forward
+    network[0].forward = lambda x: original(x) * 2
+    with pytest.raises(
+        SourceError, match="the forward of 0 was replaced by a function that calls the network"
+    ):
+        source_of([X], network=network)
+
+
+def test_a_forward_bound_to_the_network_goes_with_the_copy() -> None:
+    network = Mlp()
+    network.forward = types.MethodType(lambda self, x: self.first(x) * 2, network)
+    copy = source_of([X], network=network).build()
+    with torch.no_grad():
+        network.first.weight.zero_()
+    x = torch.randn(2, 64)
+    first = copy.get_submodule("first")
+    torch.testing.assert_close(copy(x), first(x) * 2)
+    assert float(first(x).abs().max()) > 1
