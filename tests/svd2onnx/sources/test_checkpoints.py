@@ -22,6 +22,7 @@ from svd2onnx.sources.state_dict import load_into
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 from tests.svd2onnx.networks import Mlp, seeded
+from tests.svd2onnx.sources import files
 from tests.svd2onnx.sources.files import Harm
 
 SCRIPT = """
@@ -267,24 +268,19 @@ def test_the_key_is_refused_where_there_is_no_checkpoint(script: Path, tmp_path:
         assert result.stderr.endswith("leave it out\n")
 
 
-def test_the_report_says_what_was_taken(script: Path, tmp_path: Path) -> None:
-    torch.save({"model": before("module.", weights()), "ema": weights(2)}, tmp_path / "x.pt")
-    options = (
-        "--model",
-        str(script),
-        "-o",
-        str(tmp_path / "x.onnx"),
-        "--provider",
-        "cpu",
-        "--method",
-        "quantize",
+def test_the_report_says_what_was_taken(tmp_path: Path) -> None:
+    own = files.state_dict()
+    torch.save(
+        {"model": before("module.", own), "ema": own | {"norm.bias": torch.ones(128)}}, tmp_path / "x.pt"
     )
-    result = CliRunner().invoke(
-        main, ["compress-export", str(tmp_path / "x.pt"), *options, "--exclude", "m*"]
-    )
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "x.onnx.report.json").read_text())
-    assert any("--checkpoint-key ema" in warning for warning in report["warnings"])
+    options = ["--model", files.model_file(tmp_path / "n.py"), "-o", tmp_path / "x.onnx", "--provider", "cpu"]
+    for key in ([], ["--checkpoint-key", "ema"]):
+        arguments = ["compress-export", tmp_path / "x.pt", "--method", "quantize", *options, *key]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / "x.onnx.report.json").read_text())
+        assert report["settings"]["checkpoint_key"] == (key[1] if key else None)
+        assert any("--checkpoint-key ema" in warning for warning in report["warnings"]) is not bool(key)
 
 
 def test_what_a_module_keeps_beside_tensors_is_loaded(tmp_path: Path) -> None:
