@@ -8,6 +8,7 @@ tensors: ``state_dict.teacher`` is what is named ``teacher.…`` in ``state_dict
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ WRAPPERS = (
 """What training scripts and wrapping modules call the network itself."""
 _AVERAGE = re.compile(r"(?:^|_)(?:ema|swa|averaged?|shadow)(?:_|\d|$)")
 _SHOWN = 6
+_LONGEST_KEY = 200
+_DEEPEST = 8
+_MOST_ENTRIES = 100_000
 
 
 def tables_in(loaded: Any) -> dict[str, dict[str, Any]]:
@@ -55,7 +59,7 @@ def choose(path: Path, loaded: Any, key: str) -> Any:
     """
     value, rest = loaded, key
     while rest:
-        entries = _entries(value)
+        entries = dict(_entries(value))
         own = max((k for k in entries if rest == k or rest.startswith(f"{k}.")), key=len, default=None)
         if own is not None:
             value, rest = entries[own], rest[len(own) + 1 :]
@@ -128,26 +132,39 @@ def _known(loaded: Any) -> str:
     names = sorted((path for path in sizes if path), key=lambda path: -sizes[path])
     names = [*networks_in(loaded), *names]
     if not names:
-        names = list(dict.fromkeys(parts_of(key)[0] for key in _entries(loaded) if parts_of(key)))
+        names = list(dict.fromkeys(parts_of(key)[0] for key, _ in _entries(loaded) if parts_of(key)))
     return f"expected one of {listed(names)}" if names else "it has no keys: leave it out"
 
 
-def _entries(value: Any) -> dict[str, Any]:
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a container with the keys that a path can name: text of a sane length, and numbers."""
     if isinstance(value, Mapping):
-        return {str(key): entry for key, entry in value.items()}
-    return {str(i): entry for i, entry in enumerate(value)} if isinstance(value, list | tuple) else {}
+        for key, entry in value.items():
+            if (isinstance(key, str) and len(key) <= _LONGEST_KEY) or (
+                isinstance(key, int) and abs(key) < _MOST_ENTRIES
+            ):
+                yield str(key), entry
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield str(index), entry
 
 
 def _walk(loaded: Any) -> Iterator[tuple[str, Any]]:
-    """Everything in nested containers, with its path, outermost first; a container can hold itself."""
-    waiting: list[tuple[str, Any]] = [("", loaded)]
+    """Containers and modules in nested containers with their paths, outermost first.
+
+    A container can hold itself, and a hostile one can be so deep or wide that its paths fill the memory:
+    no deeper and no further is gone than weights lie.
+    """
+    waiting = deque([("", loaded)])
     seen: set[int] = set()
-    for path, value in waiting:
+    while waiting and len(seen) < _MOST_ENTRIES:
+        path, value = waiting.popleft()
         yield path, value
-        if isinstance(value, Mapping | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += [
-                (f"{path}.{key}" if path else key, entry)
-                for key, entry in _entries(value).items()
-                if isinstance(entry, Mapping | list | tuple | nn.Module)
-            ]
+        is_new = id(value) not in seen
+        seen.add(id(value))
+        if is_new and path.count(".") < _DEEPEST:
+            for key, entry in _entries(value):
+                if len(waiting) >= _MOST_ENTRIES:
+                    break
+                if isinstance(entry, Mapping | list | tuple | nn.Module):
+                    waiting.append((f"{path}.{key}" if path else key, entry))

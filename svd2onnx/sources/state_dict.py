@@ -80,7 +80,11 @@ def load_into(model: nn.Module, loaded: Any, path: Path, architecture: Path) -> 
         SourceError: none has the names and shapes of the model's, or several have, or there is none.
     """
     wanted = _weights(model.state_dict())
-    fits = [fit for place, table in _tables(path, loaded).items() for fit in _fits(place, table, wanted)]
+    tables = _tables(path, loaded)
+    fits = [fit for place, table in tables.items() for fit in _fits(place, table, wanted)]
+    if not fits:
+        place, table = max(tables.items(), key=lambda item: len(item[1]))
+        fits = [_fit(place, "", _weights(table), wanted, 0)]
     whole = _distinct([fit for fit in fits if not fit.problems and (fit.is_wrapped or not fit.others)])
     if not whole:
         raise _no_fit(path, architecture, fits)
@@ -114,12 +118,15 @@ def _weights(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(place: str, table: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[_Fit]:
-    """The table as it is where that fits, else without each prefix that may, the nearest first."""
+    """The table as it is where that fits, else without each prefix that may, the nearest first.
+
+    None where no tensor is the network's: optimizers have thousands of such tables.
+    """
     tensors = _weights(table)
     inner = {".".join(p for p in name.split(".") if p not in _WITHIN): t for name, t in tensors.items()}
     if len(inner) == len(tensors) and not any(_WITHIN & set(name.split(".")) for name in wanted):
         tensors = inner
-    counts = Counter({"": 0})  # the empty prefix is tried in any case
+    counts: Counter[str] = Counter()
     for name, tensor in tensors.items():
         start = 0
         for _ in range(_MOST_PARTS):
@@ -128,7 +135,7 @@ def _fits(place: str, table: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
             start = name.find(".", start) + 1
             if not start:
                 break
-    best = [prefix for prefix, _ in counts.most_common(_MOST_FITS)]
+    best = [prefix for prefix, matches in counts.most_common(_MOST_FITS) if matches]
     fits = [_fit(place, prefix, tensors, wanted, counts[prefix]) for prefix in best]
     as_it_is = [fit for fit in fits if not fit.prefix and not fit.problems]
     return as_it_is or fits

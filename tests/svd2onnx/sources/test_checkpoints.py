@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,32 @@ def test_nothing_runs_for_a_key(script: Path, tmp_path: Path) -> None:
     line = refusal(script, {"model": weights(), "x": Harm(tmp_path / "mark")}, "model")
     assert "--trust-pickle" in line
     assert not (tmp_path / "mark").exists()
+
+
+def deep() -> object:
+    value: dict[str, Any] = {"w": torch.ones(1)}
+    for _ in range(300):
+        value = {"a" * 100: value}
+    return value
+
+
+def circular() -> object:
+    value: dict[str, Any] = {"w": torch.ones(1)}
+    return value | {"again": [value, value]}
+
+
+@pytest.mark.parametrize("make", [deep, circular], ids=lambda make: make.__name__)
+def test_odd_containers_end(make: Callable[[], object], script: Path) -> None:
+    assert "expected" in refusal(script, make())
+
+
+def test_odd_keys_are_passed_over(script: Path) -> None:
+    check(loaded(script, {2**70: {"w": torch.ones(1)}, (1, 2): {}, None: {}, "model": weights()}))
+
+
+def test_a_large_optimizer_does_not_hide_the_weights(script: Path) -> None:
+    state = {index: {"step": torch.tensor(1.0), "exp_avg": torch.ones(1)} for index in range(2000)}
+    check(loaded(script, {"optimizer": {"state": state}, "model": weights()}))
 
 
 @pytest.mark.parametrize(
