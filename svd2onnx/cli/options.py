@@ -50,7 +50,14 @@ _SOURCE_AND_DATA = (
         "--model",
         type=PATH,
         metavar="FILE.py",
-        help="For a state dict: the Python file whose build() makes its network.",
+        help="For a state dict: the Python file whose build() makes its network. For a pickled network of a "
+        "script: the file that defines its classes.",
+    ),
+    cloup.option(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="Where in a checkpoint the weights lie, such as ema or model.state_dict.  [default: where they "
+        "fit the network; plain weights before averages]",
     ),
     WEIGHTS,
     RANDOM_WEIGHTS,

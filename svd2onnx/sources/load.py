@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from svd2onnx.sources.calibration import read_samples
+from svd2onnx.sources.checkpoint import choose, networks_in, tables_in
 from svd2onnx.sources.detect import kind_of
 from svd2onnx.sources.exported import load_exported
 from svd2onnx.sources.inputs import parse_shapes, random_batch, required_arguments
 from svd2onnx.sources.model_file import Batch, ModelFile, load_model_file
 from svd2onnx.sources.network import Network
-from svd2onnx.sources.pickled import as_network, load_pickle
+from svd2onnx.sources.pickled import as_network, load_pickle, needs_script
 from svd2onnx.sources.safetensor_files import read_safetensors, read_sharded
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.source_options import check_network_options, check_options
-from svd2onnx.sources.state_dict import load_into, tensors_of
+from svd2onnx.sources.state_dict import count_tensors, load_into
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 
@@ -47,14 +49,11 @@ def _load(path: Path, settings: Settings, data: Path | None) -> Source:
         return _of_model_file(_model_file(path, settings, data), settings)
     if kind in ("safetensors", "sharded"):
         tensors = read_safetensors(path) if kind == "safetensors" else read_sharded(path)
-        return _of_state_dict(path, tensors, settings, data)
+        key = settings.checkpoint_key
+        return _of_state_dict(path, tensors if key is None else choose(path, tensors, key), settings, data)
     if kind == "pickle":
-        loaded = load_pickle(path, trusted=settings.trust_pickle)
-        if isinstance(loaded, dict) and not any(isinstance(part, nn.Module) for part in loaded.values()):
-            return _of_state_dict(path, tensors_of(path, loaded), settings, data)
-        check_network_options(path, settings, data)
-        network = Network(path, as_network(loaded, path), None)
-    elif kind == "exported program":
+        return _of_pickle(path, settings, data)
+    if kind == "exported program":
         network = load_exported(path)
     else:
         from svd2onnx.sources.huggingface import load_folder
@@ -134,20 +133,57 @@ def _of_model_file(file: ModelFile, settings: Settings) -> Source:
     return replace(source, build=other.build, inputs=inputs)
 
 
-def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, data: Path | None) -> Source:
+def _of_pickle(path: Path, settings: Settings, data: Path | None) -> Source:
+    """A network, or a state dict; the model file also defines the classes of the script that wrote it."""
+    file = None
+    if settings.trust_pickle and settings.model is not None and needs_script(path):
+        file = _model_file(settings.model, settings, data, needs=())
+    loaded = load_pickle(path, trusted=settings.trust_pickle, script=None if file is None else file.module)
+    if settings.checkpoint_key is not None:
+        if isinstance(loaded, nn.Module):
+            raise SourceError(
+                f"--checkpoint-key was given, and {path} is one network, not a checkpoint: leave it out"
+            )
+        loaded = choose(path, loaded, settings.checkpoint_key)
+    if not networks_in(loaded) and (isinstance(loaded, Mapping) or tables_in(loaded)):
+        return _of_state_dict(path, loaded, settings, data)
+    if file is None:
+        check_network_options(path, settings, data)
+    else:
+        check_network_options(path, replace(settings, model=None), None)
+    model, warnings = as_network(loaded, path)
+    if file is None:
+        return _warned(with_data(Network(path, model, None), settings), warnings)
+    return _warned(_of_built(path, model, file, settings), warnings)
+
+
+def _of_state_dict(path: Path, loaded: Any, settings: Settings, data: Path | None) -> Source:
     if settings.model is None:
         raise SourceError(
-            f"{path} holds {len(tensors)} tensors and no network; expected --model FILE.py, a Python file "
-            "whose build() makes the network they belong to"
+            f"{path} holds {count_tensors(path, loaded)} tensors and no network; expected --model FILE.py, a "
+            "Python file whose build() makes the network they belong to"
         )
-    own_data = settings.calibration is None and not settings.input_shape
-    file = _model_file(settings.model, settings, data, needs=("build", "inputs") if own_data else ("build",))
+    needs = ("build", "inputs") if _takes_own_data(settings) else ("build",)
+    file = _model_file(settings.model, settings, data, needs=needs)
     model = file.build()
-    load_into(model, tensors, path, settings.model)
-    if not own_data:
-        objective = settings.objective or file.objective
-        return with_data(Network(path, model, None, objective, with_past=file.with_past), settings)
-    return replace(_of_model_file(file, settings), build=lambda: model)
+    warnings = load_into(model, loaded, path, settings.model)
+    return _warned(_of_built(path, model, file, settings), warnings)
+
+
+def _of_built(path: Path, model: nn.Module, file: ModelFile, settings: Settings) -> Source:
+    """``model`` with what is asked for, or else with the data of the model file that defines it."""
+    if _takes_own_data(settings) and hasattr(file.module, "inputs"):
+        return replace(_of_model_file(file, settings), build=lambda: model)
+    objective = settings.objective or file.objective
+    return with_data(Network(path, model, None, objective, with_past=file.with_past), settings)
+
+
+def _takes_own_data(settings: Settings) -> bool:
+    return settings.calibration is None and not settings.input_shape
+
+
+def _warned(source: Source, warnings: tuple[str, ...]) -> Source:
+    return replace(source, warnings=source.warnings + warnings)
 
 
 def _model_file(

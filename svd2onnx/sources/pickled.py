@@ -5,20 +5,28 @@ Loading one runs whatever the file says: it is done only where the user allowed 
 
 from __future__ import annotations
 
+import pickle
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from svd2onnx.sources.pickles import foreign_globals, load_weights_only
+from svd2onnx.sources.checkpoint import ambiguous, networks_in, preferred, taken
+from svd2onnx.sources.pickles import foreign_globals, globals_of, load_weights_only
 from svd2onnx.values.errors import SourceError, one_line
 
+_COMMON = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.")
+"""Where what says little of a pickle lies."""
 
-def load_pickle(path: Path, *, trusted: bool) -> Any:
+
+def load_pickle(path: Path, *, trusted: bool, script: ModuleType | None = None) -> Any:
     """What torch.save wrote to ``path``: tensors in containers, or anything where the file is ``trusted``.
+
+    Classes of the program that wrote it (``__main__``) are looked up in ``script``.
 
     Raises:
         SourceError: it would execute code and is not trusted, or lacks its classes, or is damaged.
@@ -27,19 +35,33 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
     if not foreign:
         return load_weights_only(path)
     if not trusted:
+        where = " with --model FILE.py, the script that defines them," if needs_script(path) else ""
         raise SourceError(
             f"{path} is a pickle of {_some(foreign)}, and loading it runs whatever code its maker put into "
-            "it; expected weights only: give --trust-pickle if you trust whoever made it, or a state dict "
-            "with --model file.py, or a .pt2"
+            f"it; expected weights only: give --trust-pickle{where} if you trust whoever made it, or a state "
+            "dict with --model file.py, or a .pt2"
+        )
+    if script is None and needs_script(path):
+        own = [name for name in foreign if name.startswith("__main__.")]
+        raise SourceError(
+            f"{path} needs {_some(own)} of the script that wrote it; expected --model FILE.py, the file that "
+            "defines it"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=False)
+            return torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=_pickle_with(script)
+            )
     except (ImportError, AttributeError) as error:
+        where = (
+            f"{script.__file__} to define what was defined in the script that wrote it"
+            if script is not None and script.__name__ in str(error)
+            else "it to be importable: run svd2onnx where that code lies, with PYTHONPATH=. if need be, or "
+            "give a state dict with --model file.py"
+        )
         raise SourceError(
-            f"{path} needs the code of its classes ({error}); expected it to be importable: run svd2onnx "
-            "where that code lies, with PYTHONPATH=. if need be, or give a state dict with --model file.py"
+            f"{path} needs the code of its classes ({one_line(error)}); expected {where}"
         ) from error
     except Exception as error:
         raise SourceError(
@@ -47,26 +69,69 @@ def load_pickle(path: Path, *, trusted: bool) -> Any:
         ) from error
 
 
-def as_network(loaded: Any, path: Path) -> nn.Module:
-    """``loaded``, or the network in a checkpoint, in eval mode and float32.
+def needs_script(path: Path) -> bool:
+    """Whether the file at ``path`` holds objects whose classes lay in the program that wrote it.
 
     Raises:
-        SourceError: it is none, or a compiled one.
+        SourceError: it is damaged.
     """
-    if isinstance(loaded, Mapping):
-        loaded = next((part for part in loaded.values() if isinstance(part, nn.Module)), loaded)
+    return any(module == "__main__" for module, _name in globals_of(path))
+
+
+def as_network(loaded: Any, path: Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """``loaded``, or the network in a checkpoint, in eval mode and float32; and warnings for the report.
+
+    Raises:
+        SourceError: it is none, or TorchScript, or a checkpoint of several that are alike.
+    """
+    networks = networks_in(loaded)
+    notes: tuple[str, ...] = ()
+    if networks and not isinstance(loaded, nn.Module):
+        own = preferred(list(networks))
+        if own is None:
+            raise ambiguous(path, list(networks))
+        loaded, notes = networks[own], taken(path, own, [other for other in networks if other != own])
     if isinstance(loaded, torch.jit.ScriptModule):
         raise SourceError(
             f"{path} is a TorchScript network, which cannot be compressed: give the module it was made from"
         )
     if not isinstance(loaded, nn.Module):
         raise SourceError(f"{path} holds {type(loaded).__name__}; expected a torch.nn.Module or a state dict")
-    return loaded.float().eval().requires_grad_(False)
+    return unwrapped(loaded).float().eval().requires_grad_(False), notes
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The module within what runs it on several devices, compiles it or averages it."""
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            network = network.module
+        elif isinstance(network._modules.get("_orig_mod"), nn.Module):  # as torch.compile leaves it
+            network = network.get_submodule("_orig_mod")
+        else:
+            return network
+
+
+def _pickle_with(script: ModuleType | None) -> Any:
+    """Python's pickle, which finds in ``script`` what was defined in ``__main__``."""
+    if script is None:
+        return pickle
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module != "__main__":
+                return super().find_class(module, name)
+            found: Any = script
+            for part in name.split("."):
+                found = getattr(found, part)
+            return found
+
+    def load(file: BinaryIO, **arguments: Any) -> Any:
+        return Unpickler(file, **arguments).load()
+
+    return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 1} more classes or functions" if len(names) > 1 else ""
-    own = [
-        name for name in names if not name.startswith(("torch.", "builtins.", "__builtin__.", "collections."))
-    ]
+    own = [name for name in names if not name.startswith(_COMMON)]
     return f"{(own or names)[0]}{more}"

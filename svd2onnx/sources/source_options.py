@@ -18,6 +18,8 @@ def check_options(path: Path, kind: str, settings: Settings, data: Path | None) 
     """
     if kind != "pickle":
         _refuse(settings.trust_pickle, "--trust-pickle", path, "a pickle")
+    if kind not in ("pickle", "safetensors", "sharded"):
+        _refuse(settings.checkpoint_key is not None, "--checkpoint-key", path, "a checkpoint")
     if kind in ("safetensors", "sharded") and settings.model is None:
         raise SourceError(
             f"{path} holds tensors and no network; expected --model FILE.py, a Python file whose build() "

@@ -82,6 +82,7 @@ class Settings:
     weights: Path | None = None
     random_weights: bool = False
     model: Path | None = None
+    checkpoint_key: str | None = None
     calibration: Path | None = None
     input_shape: tuple[str, ...] = ()
     objective: str | None = None

@@ -130,6 +130,7 @@ EXPORT = "compress-export n.py "
         ("compress-export w.safetensors", "holds tensors and no network; expected --model FILE.py"),
         (EXPORT + "--model n.py", "--model was given, and n.py is not a state dict"),
         (EXPORT + "--trust-pickle", "--trust-pickle was given, and n.py is not a pickle"),
+        (EXPORT + "--checkpoint-key ema", "--checkpoint-key was given, and n.py is not a checkpoint"),
         (EXPORT + "--input-shape 1,3", "--input-shape was given, and n.py tells its inputs itself"),
         (EXPORT + "-o no/a.onnx", "the folder no does not exist"),
         (EXPORT + "-o /proc/a.onnx", "cannot write /proc/a.onnx"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from svd2onnx.sources.pickles import foreign_globals, load_weights_only, tensors_in
-from svd2onnx.sources.state_dict import load_into, tensors_of
+from svd2onnx.sources.state_dict import load_into
 from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.networks import Mlp, TiedHead, seeded
 from tests.svd2onnx.sources.files import Harm, state_dict
@@ -87,8 +87,3 @@ def test_one_of_two_tied_weights_is_enough(tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in other.state_dict().items() if name != "table.weight"}
     load_into(network, tensors, tmp_path, tmp_path)
     assert torch.equal(network.get_parameter("table.weight"), other.get_parameter("head.weight"))
-
-
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_a_checkpoint_holds_a_state_dict(wrapper: str, tmp_path: Path) -> None:
-    assert list(tensors_of(tmp_path, {wrapper: state_dict(), "optimizer": {}})) == list(state_dict())
