@@ -120,7 +120,7 @@ class Prepared:
         """
         if self.settings.with_past and self.source.with_past is not None:
             return traced_with_past(self.source.with_past(network))
-        return Traced(network, self.example, self.dynamic_shapes)
+        return Traced(network, self.example, self.dynamic_shapes, outputs=self.source.outputs)
 
     def export_float(self, path: Path) -> None:
         """Write the network as it is, in float32; errors as of ``graph.export.export_float``."""

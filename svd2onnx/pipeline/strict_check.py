@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from svd2onnx.network.outputs import tensors_of
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.values.errors import VerificationError, one_line
@@ -141,13 +142,7 @@ def _worst_error(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float
 def _outputs(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
     with torch.inference_mode():
         result = model(**arguments)
-    return [tensor.numpy() for tensor in _tensors(result)]
-
-
-def _tensors(result: object) -> list[Tensor]:
-    """The tensors of a network's result, in the order in which the exporter makes them outputs."""
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tensor.numpy() for tensor in tensors_of(result)]
 
 
 def _real(logits: np.ndarray, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

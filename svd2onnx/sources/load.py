@@ -61,7 +61,7 @@ def load_source(path: Path, settings: Settings, data: Path | None = None) -> Sou
 
 def with_data(network: Network, settings: Settings) -> Source:
     """``network`` with the samples of ``--calibration``, or random ones where there are none."""
-    return replace(_with_data(network, settings), with_past=network.with_past)
+    return replace(_with_data(network, settings), with_past=network.with_past, outputs=network.outputs)
 
 
 def _with_data(network: Network, settings: Settings) -> Source:
@@ -142,7 +142,8 @@ def _of_state_dict(path: Path, tensors: dict[str, Tensor], settings: Settings, d
     load_into(model, tensors, path, settings.model)
     if not own_data:
         objective = settings.objective or file.objective
-        return with_data(Network(path, model, None, objective, with_past=file.with_past), settings)
+        network = Network(path, model, None, objective, with_past=file.with_past, outputs=file.outputs)
+        return with_data(network, settings)
     return replace(_of_model_file(file, settings), build=lambda: model)
 
 

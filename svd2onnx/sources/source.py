@@ -29,6 +29,7 @@ class Source:
     calibrated: bool = True
     warnings: tuple[str, ...] = ()
     with_past: Callable[[nn.Module], WithPast] | None = None
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of_model_file(cls, file: ModelFile) -> Source:
@@ -41,4 +42,5 @@ class Source:
             file.summary,
             file.dynamic_shapes,
             with_past=file.with_past,
+            outputs=file.outputs,
         )
