@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from svd2onnx.network.decoder import Traced
@@ -34,6 +35,7 @@ def plain_outputs(traced: Traced) -> Iterator[list[str]]:
             raise ExportError(
                 f"expected tensors from the network's forward, found {type(result).__name__} without any"
             )
+        _refuse(tensors)
         names[:] = _checked(traced.outputs, len(tensors), inputs) or names_of(result, inputs)
         return tuple(tensors)
 
@@ -63,6 +65,23 @@ def name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
             known.add(value.name)
     for value, name in zip(graph.outputs, names, strict=True):
         value.name = name
+
+
+def _refuse(tensors: Sequence[Tensor]) -> None:
+    """What no file could give, or be compared by."""
+    if not tensors[0].ndim:
+        raise ExportError(
+            "the network's first output is one number, and files are judged by it sample by sample: expected "
+            "a row for each sample; let forward give such a tensor first"
+        )
+    for tensor in tensors:
+        if tensor.is_complex() or tensor.dtype == torch.bfloat16:
+            instead = "torch.view_as_real(...)" if tensor.is_complex() else ".float()"
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"an output of the network is {kind}, which numpy or ONNX lacks: let forward give it as "
+                f"{instead}"
+            )
 
 
 def _checked(outputs: Sequence[str], count: int, inputs: Sequence[str]) -> Sequence[str]:

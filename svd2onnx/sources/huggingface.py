@@ -37,7 +37,7 @@ _LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
 
 
 class FirstOutputs(nn.Module):
-    """A network of ``transformers`` with its tensors by the names of their fields, and no cache among them."""
+    """A network of ``transformers`` with its tensors by their fields' names, and no cache among them."""
 
     def __init__(self, network: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()

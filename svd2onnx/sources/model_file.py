@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from svd2onnx.compute.device import device_of, on
 from svd2onnx.network.decoder import WithPast
-from svd2onnx.values.errors import SourceError, Svd2OnnxError, one_line
+from svd2onnx.values.errors import SourceError, Svd2OnnxError
 
 OBJECTIVES = ("cosine", "kl", "mse")
 SPLITS = ("calibration", "recovery", "evaluation")
@@ -79,7 +79,7 @@ class ModelFile:
         if not known or not names or len(set(names)) != len(names):
             raise SourceError(
                 f"outputs in {self.path} must be a list of different names, one for each tensor that forward "
-                f"gives, not {one_line(repr(names))}"
+                f"gives, not {names!r}"
             )
         return tuple(names)
 
