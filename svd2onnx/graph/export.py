@@ -149,7 +149,10 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
             ) from error
-    assert program is not None
+        assert program is not None
+        if not outputs:  # it was analysed without being run
+            with torch.inference_mode():
+                traced.module(**traced.arguments)
     model_proto: ir.Model = program.model
     name_outputs(model_proto.graph, outputs)
     _drop_origins(model_proto)
