@@ -21,8 +21,9 @@ from svd2onnx.values.errors import ExportError
 
 @contextlib.contextmanager
 def plain_outputs(traced: Traced) -> Iterator[list[str]]:
-    """Let the module of ``traced`` give a tuple of tensors; their names are in the list once it ran
-    (the exporter runs it as a rule, but not where it has to analyse Python's bytecode).
+    """Let the module of ``traced`` give a tuple of tensors; their names are in the list once it ran.
+
+    The exporter runs it as a rule, but not where it has to analyse Python's bytecode.
 
     Raises:
         ExportError: it gives no tensor, or as many as ``traced.outputs`` does not name.
