@@ -6,7 +6,7 @@ its own data than it is. Moments are summed over the batches in float64; padding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from svd2onnx.compute.memory import release_freed
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.sources.model_file import Batch, arguments_of
+from svd2onnx.sources.rows import RowAxes, row_count, slices
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.schema import LayerSite
 
@@ -118,31 +119,18 @@ def probe_draws(judging: Sequence[Batch]) -> int:
     return min(MOST_DRAWS, -(-PROBES // samples))
 
 
-def first_rows(batch: Batch, rows: int) -> Batch:
-    """The first rows of every tensor that has as many as the batch."""
-    return _rows(batch, slice(rows))
-
-
-def in_small_batches(batches: Sequence[Batch]) -> list[Batch]:
-    """Batches of ``SMALL_BATCH`` numbers of each input, or of one row.
+def in_small_batches(batches: Sequence[Batch], axes: RowAxes) -> list[Batch]:
+    """Batches of ``SMALL_BATCH`` numbers of each input, or of one row; ``axes`` tell where the rows are.
 
     What a pass keeps for its gradients is as much smaller; but the sums of all layers are read and written
     in each pass, so single rows of a text model would take longer.
     """
-    return [part for batch in batches for part in _parts(batch)]
+    return [part for batch in batches for part in slices(batch, _step(batch, axes), axes)]
 
 
-def _parts(batch: Batch) -> Iterator[Batch]:
-    size = next(iter(batch.values())).shape[0]
-    row = max(tensor.numel() for tensor in batch.values()) // max(1, size)
-    step = max(1, SMALL_BATCH // max(1, row))
-    for start in range(0, size, step):
-        yield _rows(batch, slice(start, start + step))
-
-
-def _rows(batch: Batch, part: slice) -> Batch:
-    size = next(iter(batch.values())).shape[0]
-    return {name: t[part] if t.shape[:1] == (size,) else t for name, t in batch.items()}
+def _step(batch: Batch, axes: RowAxes) -> int:
+    row = max(tensor.numel() for tensor in batch.values()) // max(1, row_count(batch, axes))
+    return max(1, SMALL_BATCH // max(1, row))
 
 
 def _gatherer(

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from svd2onnx.calibration.probes import batch_errors
 from svd2onnx.compute.progress import Track, silent
+from svd2onnx.network.outputs import tensors_of
 from svd2onnx.sources.model_file import Batch, arguments_of
 
 
 def first_output(model: nn.Module, batch: Batch) -> Tensor:
     """The tensor that an objective compares: the network's first."""
-    leaves = torch.utils._pytree.tree_leaves(model(**arguments_of(model, batch)))
-    return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    return tensors_of(model(**arguments_of(model, batch)))[0]
 
 
 def error_count(model: nn.Module, batch: Batch, objective: str) -> int:

@@ -1,7 +1,7 @@
 """Network -> ONNX: torch.onnx's exporter, the quantized initializers, and what made the file.
 
-The exported graph has one input for each argument and dynamic dimensions named as in
-``dynamic_shapes``, or found by comparing the calibration batches.
+The exported graph has one input for each argument, outputs called as in ``network.outputs``, and dynamic
+dimensions named as in ``dynamic_shapes``, or found by comparing the calibration batches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.graph.liveness import dead_layers
+from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
@@ -131,13 +132,12 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
-    with _quiet_exporter():
+    with _quiet_exporter(), plain_outputs(traced) as outputs:
         try:
             program = torch.onnx.export(
                 traced.module,
                 kwargs=dict(traced.arguments),
                 input_names=list(traced.inputs or traced.arguments),
-                output_names=list(traced.outputs) or None,
                 dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
                 opset_version=opset,
                 dynamo=True,
@@ -145,11 +145,17 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
             )
         except Exception as error:
             cause = error.__cause__ or error  # the exporter's own message is general advice
+            if isinstance(cause, ExportError):
+                raise cause from error
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
             ) from error
-    assert program is not None
+        assert program is not None
+        if not outputs:  # it was analysed without being run
+            with torch.inference_mode():
+                traced.module(**traced.arguments)
     model_proto: ir.Model = program.model
+    name_outputs(model_proto.graph, outputs)
     _drop_origins(model_proto)
     return model_proto
 

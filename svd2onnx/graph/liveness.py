@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 
+from svd2onnx.network.outputs import tensors_of
+
 
 def dead_layers(model: nn.Module, names: Iterable[str], example: Mapping[str, Tensor]) -> set[str]:
     """Those of the modules ``names`` that none of the network's outputs depends on.
@@ -38,11 +40,11 @@ def dead_layers(model: nn.Module, names: Iterable[str], example: Mapping[str, Te
     nothing = torch.empty(0)
     try:
         with torch.enable_grad(), saved_tensors_hooks(lambda _: nothing, lambda held: held):
-            outputs = torch.utils._pytree.tree_leaves(model(**example))
+            outputs = tensors_of(model(**example))
     finally:
         for handle in handles:
             handle.remove()
-    alive = _with_ancestors(output.grad_fn for output in outputs if isinstance(output, Tensor))
+    alive = _with_ancestors(output.grad_fn for output in outputs)
     return {name for name, own in nodes.items() if alive.isdisjoint(own)}
 
 

@@ -30,8 +30,8 @@ class Traced:
     """What the exporter follows: a module, its arguments by name, and the names of what is in the graph.
 
     ``inputs`` and ``outputs`` name the tensors of arguments and results in order; without the first they are
-    the arguments' names, without the second the exporter's. ``dynamic_shapes`` is {argument: {axis: name}},
-    or nested as an argument is.
+    the arguments' names, without the second those of ``network.outputs``. ``dynamic_shapes`` is
+    {argument: {axis: name}}, or nested as an argument is.
     """
 
     module: nn.Module

@@ -40,7 +40,7 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
     original = prepared.load_again()
     strict = check_strict(builder.exact(), build.network, original, batches, prepared.objective)
     del original
-    inputs = as_arrays(arguments_of(prepared.model, evaluation[0]))
+    arguments = arguments_of(prepared.model, evaluation[0])
     file_bytes, external = graph_bytes(draft), weights_file(draft)
     gauge = found.choice.gauge if found.choice else 1.0
     return CompressionReport(
@@ -57,8 +57,8 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
         strict_fidelity=strict.fidelity,
         strict_error=strict.mean_error,
         deployed=builder.deployed(),
-        certificate=certify(draft, prepared.provider, inputs=inputs),
-        latency=tuple(time_file(prepared, workspace, inputs)),
+        certificate=certify(draft, prepared.provider, inputs=as_arrays(arguments)),
+        latency=tuple(time_file(prepared, workspace, arguments)),
         layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
         sha256=file_digest(draft),
         seconds=time.perf_counter() - started,

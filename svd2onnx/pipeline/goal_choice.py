@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from svd2onnx.calibration.calibrate import first_rows
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import drop_errors, error_count
 from svd2onnx.compression.lowrank import Decompose
@@ -25,6 +24,7 @@ from svd2onnx.planning.goals import (
     allowed_error,
     check_reachable,
 )
+from svd2onnx.sources.rows import first_rows
 from svd2onnx.values.errors import PlanError, one_line
 from svd2onnx.values.schema import BITS, CompressionPlan, LayerSite, QuantSpec
 from svd2onnx.values.settings import DEFAULT_TARGET, Settings, target_bytes
@@ -148,11 +148,11 @@ def priced_menu(
 
 
 def _dropped(prepared: Prepared, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
-    objective, judging = prepared.objective, prepared.judging
+    objective, judging, axes = prepared.objective, prepared.judging, prepared.row_axes
     (network,) = prepared.placed(prepared.model)
     # Of a language model every token has an error, so that one row will do.
-    each = max(1, error_count(network, first_rows(judging[0], 1), objective))
-    few = first_rows(judging[0], -(-_DROP_ERRORS // each))
+    each = max(1, error_count(network, first_rows(judging[0], 1, axes), objective))
+    few = first_rows(judging[0], -(-_DROP_ERRORS // each), axes)
     droppable = {site.name for site in prepared.sites if site.kind == "linear"}
     means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
     return drop_errors(network, means, few, objective, prepared.track)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from svd2onnx.calibration.calibrate import first_rows, hold_out
+from svd2onnx.calibration.calibrate import hold_out
 from svd2onnx.compute.device import CPU, placed, resolve_device
 from svd2onnx.compute.memory import release_at_once
 from svd2onnx.compute.progress import Track, silent
@@ -23,6 +23,7 @@ from svd2onnx.network.plain import make_plain
 from svd2onnx.sources.calibration import limited
 from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
+from svd2onnx.sources.rows import RowAxes, exact_rows, named_axes, row_axes
 from svd2onnx.sources.source import Source
 from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.schema import LayerSite
@@ -121,7 +122,7 @@ class Prepared:
         """
         if self.settings.with_past and self.source.with_past is not None:
             return traced_with_past(self.source.with_past(network))
-        return Traced(network, self.example, self.dynamic_shapes)
+        return Traced(network, self.example, self.dynamic_shapes, outputs=self.source.outputs)
 
     def export_float(self, path: Path) -> None:
         """Write the network as it is, in float32; errors as of ``graph.export.export_float``."""
@@ -129,12 +130,38 @@ class Prepared:
             traced = self.traced(self.model)
             export_float(self.model, self.example, self.dynamic_shapes, path, traced=traced)
 
+    @cached_property
+    def row_axes(self) -> RowAxes:
+        """Where the samples of a batch lie.
+
+        Where nobody named the axes and only some inputs seem to have samples, they may as well be the nodes
+        of a graph: then none has.
+        """
+        arguments = arguments_of(self.model, self.batches[0])
+        axes = row_axes(arguments, self.dynamic_shapes)
+        is_guess = self.source.dynamic_shapes is None
+        is_partial = any(axes[name] is None and tensor.ndim for name, tensor in arguments.items())
+        return dict.fromkeys(axes) if is_guess and is_partial else axes
+
     @property
     def few_rows(self) -> Iterator[Batch]:
         """Of evaluation: two small batches of other sizes than the example's, as far as these may differ."""
+        axes = self.row_axes
+        if self.source.dynamic_shapes is not None and not any(axis is not None for axis in axes.values()):
+            axes = self._first_axes
         ends = self.evaluation[0], self.evaluation[-1]
-        is_fixed = not any(0 in axes for axes in self.dynamic_shapes.values())
-        return (own if is_fixed else first_rows(own, rows) for own, rows in zip(ends, (2, 3), strict=True))
+        return (exact_rows(own, rows, axes) for own, rows in zip(ends, (2, 3), strict=True))
+
+    @property
+    def _first_axes(self) -> RowAxes:
+        """The first ones, where all inputs have one name there and nowhere else: samples by another name."""
+        arguments = arguments_of(self.model, self.batches[0])
+        axes = {n: named_axes(self.dynamic_shapes, n) for n, tensor in arguments.items() if tensor.ndim}
+        first = {own.get(0) for own in axes.values()}
+        elsewhere = {called for own in axes.values() for axis, called in own.items() if axis}
+        if len(first) == 1 and first.isdisjoint({None, *elsewhere}):
+            return row_axes(arguments, self.dynamic_shapes, str(first.pop()))
+        return dict.fromkeys(arguments)
 
 
 def prepare(

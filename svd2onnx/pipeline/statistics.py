@@ -19,7 +19,7 @@ def gather_statistics(prepared: Prepared, memoize: Memoize = no_memo) -> dict[st
     priced = settings.method == "auto" and settings.plan is None
     fit, judging = prepared.fit, prepared.judging
     if prepared.is_large:
-        fit, judging = in_small_batches(fit), in_small_batches(judging)
+        fit, judging = (in_small_batches(own, prepared.row_axes) for own in (fit, judging))
 
     @functools.cache
     def gathered() -> dict[str, LayerStatistics]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from svd2onnx.network.outputs import tensors_of
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
@@ -112,13 +113,7 @@ def outputs_of(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
     """What ``model`` gives; some change their inputs in place, and get copies."""
     with torch.inference_mode():
         result = model(**{name: tensor.clone() for name, tensor in arguments.items()})
-    return [tensor.numpy() for tensor in _tensors(result)]
-
-
-def _tensors(result: object) -> list[Tensor]:
-    """The tensors of a network's result, in the order in which the exporter makes them outputs."""
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tensor.numpy() for tensor in tensors_of(result)]
 
 
 def _real(logits: np.ndarray, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -12,6 +12,8 @@ from svd2onnx.latency.latency_model import LatencyModel, measure_latency_model
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.reporting.report import LatencyReport
+from svd2onnx.sources.model_file import Batch, as_arrays
+from svd2onnx.sources.rows import exact_rows, row_count
 from svd2onnx_runtime import open_session, synthetic_inputs, time_runs
 from svd2onnx_runtime.latency_table import LatencyTable
 from svd2onnx_runtime.past import PAST_LENGTH
@@ -45,10 +47,9 @@ class FileTimer:
     provider: str
     threads: int | None
 
-    def rows(self, inputs: Mapping[str, np.ndarray], batch: int) -> LatencyReport:
-        """The latency of the first ``batch`` rows of ``inputs``."""
-        rows = without_padding({name: array[:batch] for name, array in inputs.items()})
-        return self._timed(rows, batch, past=0)
+    def rows(self, inputs: Batch, batch: int) -> LatencyReport:
+        """The latency of ``inputs``, which are ``batch`` rows."""
+        return self._timed(without_padding(as_arrays(inputs)), batch, past=0)
 
     def step(self, past: int, batch: int = 1) -> LatencyReport:
         """That of one token of ``batch`` texts after ``past`` others; both graphs take keys and values."""
@@ -63,15 +64,18 @@ class FileTimer:
         return LatencyReport(batch, median_ms, reference_ms, float(timed.ratios[1]), past)
 
 
-def time_file(
-    prepared: Prepared, workspace: Workspace, inputs: Mapping[str, np.ndarray]
-) -> Iterator[LatencyReport]:
-    """The latency of the drafted file at several batches of ``inputs``, and of a token after their texts."""
+def time_file(prepared: Prepared, workspace: Workspace, inputs: Batch) -> Iterator[LatencyReport]:
+    """The latency of the drafted file at several batches of ``inputs``, and of a token after their texts.
+
+    Rows come again where ``inputs`` have too few. Where they have no axis called "batch", they are timed as
+    they are.
+    """
     timer = FileTimer(workspace.graph, workspace.float32, prepared.provider, prepared.settings.threads)
-    is_fixed = not any(0 in axes for axes in prepared.dynamic_shapes.values())
-    batches = (len(next(iter(inputs.values()))),) if is_fixed else BATCHES
+    axes = prepared.row_axes
+    is_fixed = all(axis is None for axis in axes.values())
+    batches = (row_count(inputs, axes),) if is_fixed else BATCHES
     for batch in prepared.track(batches, "Benchmarking", len(batches)):
-        yield timer.rows(inputs, batch)
+        yield timer.rows(exact_rows(inputs, batch, axes), batch)
     if prepared.settings.with_past:
         yield timer.step(inputs["input_ids"].shape[1])
 

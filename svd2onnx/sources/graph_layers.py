@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from svd2onnx.network.outputs import NAMELESS, names_of
 from svd2onnx.sources.graph_operators import Tensors, layer_of, operator_of
 
 _ASSERTIONS = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
 
 
 def as_modules(graph: fx.Graph, tensors: Tensors) -> fx.GraphModule:
-    """The network that ``graph`` computes, with flat inputs and outputs.
+    """The network that ``graph`` computes, with flat inputs, and outputs flat or in a dict.
 
     Args:
         graph: of an unlifted program: its weights are its ``get_attr`` nodes. It is changed.
@@ -126,4 +127,20 @@ def _tidy(graph: fx.Graph) -> None:
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
     if not leaves:
         raise ValueError("the program gives no tensor")
-    output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
+    names = _output_names(graph, output)
+    output.args = (
+        dict(zip(names, leaves, strict=True)) if names else tuple(leaves) if len(leaves) > 1 else leaves[0],
+    )
+
+
+def _output_names(graph: fx.Graph, output: fx.Node) -> list[str]:
+    """What the program's structure calls its tensors; nothing where it has no names."""
+    structure = getattr(graph._codegen, "pytree_info", None)
+    if structure is None or structure.out_spec is None:
+        return []
+    leaves = torch.utils._pytree.tree_leaves(output.args)
+    if structure.out_spec.num_leaves != len(leaves):
+        return []
+    stand_ins = [torch.empty(0) if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    names = names_of(torch.utils._pytree.tree_unflatten(stand_ins, structure.out_spec))
+    return names if any(name.split("_")[0] != NAMELESS for name in names) else []

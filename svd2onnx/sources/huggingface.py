@@ -37,30 +37,29 @@ _LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
 
 
 class FirstOutputs(nn.Module):
-    """A network of ``transformers`` with its tensors as a plain tuple, and no cache among them."""
+    """A network of ``transformers`` with its tensors by their fields' names, and no cache among them."""
 
     def __init__(self, network: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.network, self.options = network, dict(options)
 
-    def outputs(self, **arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The tensors that the network gives, alone where there is one."""
+    def outputs(self, **arguments: Tensor) -> dict[str, Tensor]:
+        """The tensors that the network gives, such as ``logits`` or ``last_hidden_state``."""
         results = self.network(**arguments, **self.options)
-        tensors = tuple(value for value in results.to_tuple() if isinstance(value, Tensor))
-        return tensors if len(tensors) > 1 else tensors[0]
+        return {name: value for name, value in results.items() if isinstance(value, Tensor)}
 
 
 class TextNetwork(FirstOutputs):
     """input_ids, attention_mask [batch, sequence] -> what the network gives."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         return self.outputs(input_ids=input_ids, attention_mask=attention_mask)
 
 
 class ImageNetwork(FirstOutputs):
     """pixel_values [batch, channels, height, width] -> what the network gives."""
 
-    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         return self.outputs(pixel_values=pixel_values)
 
 

@@ -64,7 +64,7 @@ def _load(path: Path, settings: Settings, data: Path | None) -> Source:
 
 def with_data(network: Network, settings: Settings) -> Source:
     """``network`` with the samples of ``--calibration``, or random ones where there are none."""
-    return replace(_with_data(network, settings), with_past=network.with_past)
+    return replace(_with_data(network, settings), with_past=network.with_past, outputs=network.outputs)
 
 
 def _with_data(network: Network, settings: Settings) -> Source:
@@ -175,7 +175,8 @@ def _of_built(path: Path, model: nn.Module, file: ModelFile, settings: Settings)
     if _takes_own_data(settings) and hasattr(file.module, "inputs"):
         return replace(_of_model_file(file, settings), build=lambda: model)
     objective = settings.objective or file.objective
-    return with_data(Network(path, model, None, objective, with_past=file.with_past), settings)
+    network = Network(path, model, None, objective, with_past=file.with_past, outputs=file.outputs)
+    return with_data(network, settings)
 
 
 def _takes_own_data(settings: Settings) -> bool:

@@ -9,6 +9,8 @@
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
     dynamic_shapes                    optional; {argument: {dimension: name}}, as torch.export takes it
+    outputs                           optional; a list of names for the tensors that forward gives, in order
+                                      (default: the keys or fields of what holds them, else "output", ...)
     with_past(network)                optional; what --with-past exports in place of a causal language model
                                       that build() gave, or of the compressed one: a ``decoder.WithPast``
     tokenizer()                       optional; encode(text), decode(ids) and eos_token_id, as transformers'
@@ -67,6 +69,20 @@ class ModelFile:
     @property
     def dynamic_shapes(self) -> DynamicShapes | None:
         return getattr(self.module, "dynamic_shapes", None)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names for the outputs; empty where the file gives none. A SourceError where they are no names."""
+        names = getattr(self.module, "outputs", None)
+        if names is None:
+            return ()
+        known = isinstance(names, list | tuple) and all(isinstance(name, str) and name for name in names)
+        if not known or not names or len(set(names)) != len(names):
+            raise SourceError(
+                f"outputs in {self.path} must be a list of different names, one for each tensor that forward "
+                f"gives, not {names!r}"
+            )
+        return tuple(names)
 
     @property
     def with_past(self) -> Callable[[nn.Module], WithPast] | None:

@@ -19,7 +19,8 @@ class Network:
     """``specs`` is None where only data or ``--input-shape`` can tell what the network takes.
 
     ``tokenize`` turns texts into a batch, where a tokenizer lies with the network; ``preprocessing`` is that
-    of its images; ``with_past`` makes of a causal language model what generates.
+    of its images; ``with_past`` makes of a causal language model what generates; ``outputs`` are
+    names that a model file gives.
     """
 
     path: Path
@@ -29,3 +30,4 @@ class Network:
     tokenize: Callable[[Sequence[str]], Batch] | None = None
     preprocessing: Preprocessing | None = None
     with_past: Callable[[nn.Module], WithPast] | None = None
+    outputs: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ class Source:
     warnings: tuple[str, ...] = ()
     with_past: Callable[[nn.Module], WithPast] | None = None
     name: str = "the network"
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of_model_file(cls, file: ModelFile) -> Source:
@@ -42,4 +43,5 @@ class Source:
             file.summary,
             file.dynamic_shapes,
             with_past=file.with_past,
+            outputs=file.outputs,
         )

@@ -67,6 +67,8 @@ def test_a_command_is_taken_as_it_stands(words: list[str]) -> None:
         parse(main, program, arguments)
     elif program == "python" and arguments[:1] == ["-m"]:
         check_module(arguments[1], arguments[2:])
+    elif program == "pip":
+        check_module("pip", arguments)
     elif program == "python" and arguments[0].endswith(".py"):
         check_script(arguments[0], arguments[1:])
     elif program == "make":

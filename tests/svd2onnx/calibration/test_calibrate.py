@@ -419,7 +419,7 @@ def test_small_batches_give_the_same_moments(
         {"x": torch.randn(3, 7, 64), "attention_mask": torch.ones(3, 7)},
         {"x": torch.randn(2, 5, 64), "attention_mask": torch.ones(2, 5)},
     ]
-    rows = in_small_batches(batches)
+    rows = in_small_batches(batches, {"x": 0})
     assert [len(batch["x"]) for batch in rows] == sizes
     assert all(batch["attention_mask"].shape == batch["x"].shape[:2] for batch in rows)
     sites = discover(network, batches[0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.network.layers import discover
+from svd2onnx.network.outputs import tensors_of
 from svd2onnx.sources.exported import load_exported
 from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.networks import NETWORKS, Images, batches_of, seeded
@@ -42,8 +43,7 @@ def assert_same(
     loaded = load_exported(path)
     assert loaded.specs is not None
     assert [spec.name for spec in loaded.specs] == list(batches[0])
-    expected = torch.utils._pytree.tree_leaves(network(**batches[0]))
-    found = torch.utils._pytree.tree_leaves(loaded.model(**batches[0]))
+    expected, found = (tensors_of(own(**batches[0])) for own in (network, loaded.model))
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     return loaded.model
@@ -130,3 +130,19 @@ def test_a_program_that_writes_to_its_input_is_refused(tmp_path: Path) -> None:
     path = export_program(Writes(), (torch.randn(2, 4),), tmp_path / "n.pt2")
     with pytest.raises(SourceError, match="changes its inputs"):
         load_exported(path)
+
+
+@pytest.mark.parametrize("decomposed", [False, True], ids=["as exported", "decomposed"])
+def test_names_of_outputs_are_kept(decomposed: bool, tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, object]:
+            h = self.head(x)
+            return {"scores": h, "parts": [h.sum(-1), None, h.mean(-1)], "scale": 2}
+
+    network, x = Named().eval().requires_grad_(False), torch.randn(3, 8)
+    model = assert_same(network, tmp_path / "n.pt2", [{"x": x}], decomposed)
+    assert list(model(x)) == ["scores", "parts.0", "parts.2"]

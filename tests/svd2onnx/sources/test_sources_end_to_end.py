@@ -39,6 +39,10 @@ def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     return list(run(open_session(path, "cpu"), inputs).values())
 
 
+def output_names(path: Path) -> list[str]:
+    return [output.name for output in open_session(path, "cpu").get_outputs()]
+
+
 def test_an_exported_program_of_texts(tmp_path: Path) -> None:
     source = files.text_program(tmp_path / "n.pt2")
     report = compressed(source, "--calibration", files.token_arrays(tmp_path / "x.npz"))
@@ -103,6 +107,7 @@ def test_a_folder_of_hugging_face_with_its_tokenizer(tmp_path: Path) -> None:
         tmp_path / "out.onnx", {"input_ids": ids, "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
     )
     assert states.shape == (2, 3, 64)
+    assert output_names(tmp_path / "out.onnx") == ["last_hidden_state", "pooler_output"]
 
 
 def shards(folder: Path) -> Path:
@@ -178,6 +183,19 @@ def test_a_model_file_calibrated_on_other_data(tmp_path: Path) -> None:
     prepared = prepare(source, Settings(calibration=files.token_arrays(tmp_path / "x.npz")), None)
     assert {batch["ids"].shape[1] for batch in prepared.batches} == {7}
     assert [batch["ids"].shape for batch in prepared.evaluation] == [(8, 6), (8, 9)]
+
+
+def test_outputs_of_a_folder_are_called_by_their_fields(tmp_path: Path) -> None:
+    """With keys and values of a past or without."""
+    source = files.gpt2_folder(tmp_path / "gpt2")
+    options = ("--method", "quantize", "--bits", "8", "--provider", "cpu", "--calibration-samples", "0")
+    for option, names in (
+        ([], ["logits"]),
+        (["--with-past"], ["logits", "present.0.key", "present.0.value"]),
+    ):
+        output = tmp_path / f"{len(names)}.onnx"
+        svd2onnx("compress-export", source, "-o", output, *options, *option)
+        assert output_names(output) == names
 
 
 @pytest.mark.slow

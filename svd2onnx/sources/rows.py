@@ -1,0 +1,70 @@
+"""The samples of a batch: along which axis of each tensor they lie, and batches of fewer or more of them.
+
+Inputs have them along the axis that is called "batch" in ``dynamic_shapes``; edges of a graph, or a scalar,
+have none and stay as they are. Labels, which no argument takes, have them along their first axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from svd2onnx.sources.model_file import Batch, DynamicShapes
+
+BATCH = "batch"
+RowAxes = Mapping[str, int | None]
+"""For each argument the axis of samples, or None where it has none."""
+
+
+def row_axes(arguments: Batch, shapes: DynamicShapes, called: str = BATCH) -> dict[str, int | None]:
+    """The axes of ``arguments`` that have the name ``called``."""
+    return {
+        name: next((axis for axis, own in named_axes(shapes, name).items() if own == called), None)
+        for name in arguments
+    }
+
+
+def named_axes(shapes: DynamicShapes, argument: str) -> dict[int, str]:
+    """The dynamic axes of ``argument``; a name may come as a ``torch.export.Dim``."""
+    axes = shapes.get(argument) or {}
+    return {axis: str(getattr(own, "__name__", own)) for axis, own in axes.items()}
+
+
+def first_rows(batch: Batch, rows: int, axes: RowAxes) -> Batch:
+    """At most ``rows`` samples; the batch itself where no argument has an axis of them."""
+    return _taken(batch, torch.arange(min(rows, row_count(batch, axes))), axes)
+
+
+def exact_rows(batch: Batch, rows: int, axes: RowAxes) -> Batch:
+    """As many as ``rows`` samples, over again where there are fewer; or the batch itself, as above."""
+    return _taken(batch, torch.arange(rows) % max(1, row_count(batch, axes)), axes)
+
+
+def slices(batch: Batch, step: int, axes: RowAxes) -> list[Batch]:
+    """The batch in parts of ``step`` samples, in order; or the batch itself, as above."""
+    if not any(axis is not None for axis in axes.values()):
+        return [batch]
+    return [_taken(batch, part, axes) for part in torch.split(torch.arange(row_count(batch, axes)), step)]
+
+
+def row_count(batch: Batch, axes: RowAxes) -> int:
+    """The samples in ``batch``: where no argument has an axis of them, the length of the first."""
+    for name, axis in axes.items():
+        if axis is not None:
+            return batch[name].shape[axis]
+    first = batch[next(iter(axes))]
+    return first.shape[0] if first.ndim else 1
+
+
+def _taken(batch: Batch, samples: Tensor, axes: RowAxes) -> Batch:
+    if not any(axis is not None for axis in axes.values()):
+        return batch
+    size = row_count(batch, axes)
+
+    def of(name: str, tensor: Tensor) -> Tensor:
+        axis = axes[name] if name in axes else 0 if tensor.shape[:1] == (size,) else None
+        return tensor if axis is None else tensor.index_select(axis, samples.to(tensor.device))
+
+    return {name: of(name, tensor) for name, tensor in batch.items()}
