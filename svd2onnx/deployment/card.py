@@ -10,9 +10,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from svd2onnx.deployment.artifact import Artifact
+from svd2onnx.reporting.templating import templates
 from svd2onnx.reporting.wording import counted_forms, number, size
 from svd2onnx.values.errors import ReportError
 
@@ -28,12 +27,7 @@ def card(artifact: Artifact, file: str, media_types: Mapping[str, str] | None = 
     Raises:
         ReportError: a number in the report is none that a run could have measured.
     """
-    environment = Environment(
-        loader=PackageLoader("svd2onnx.deployment"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("svd2onnx.deployment")
     environment.filters |= {"size": size, "number": number, "plain": _plain, "code": _code}
     report = artifact.report
     try:

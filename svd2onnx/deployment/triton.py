@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from svd2onnx.graph.signature import Signature, Tensor
+from svd2onnx.reporting.templating import templates
 from svd2onnx.values.errors import OutputError
 from svd2onnx_runtime import GraphError
 
@@ -71,12 +71,7 @@ def config_text(signature: Signature, serving: Serving) -> str:
     Raises:
         GraphError: an input or output is of a type that Triton does not have.
     """
-    environment = Environment(
-        loader=PackageLoader("svd2onnx.deployment"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("svd2onnx.deployment")
     environment.filters |= {
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
         "data_type": _data_type,

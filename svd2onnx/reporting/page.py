@@ -12,12 +12,12 @@ import shlex
 from datetime import UTC, datetime
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from svd2onnx.reporting.charts import MARK_RADIUS, size_chart
 from svd2onnx.reporting.layer_table import LayerTable, layer_table
 from svd2onnx.reporting.report import CompressionReport, LayerReport
+from svd2onnx.reporting.templating import templates
 from svd2onnx.reporting.terms import TERMS, explained_form
 from svd2onnx.reporting.wording import counted_forms, number, size
 from svd2onnx.values.errors import ReportError
@@ -41,13 +41,7 @@ def render(report: CompressionReport) -> str:
 
 
 def _rendered(report: CompressionReport) -> str:
-    environment = Environment(
-        loader=PackageLoader("svd2onnx.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("svd2onnx.reporting", autoescape=True)
     environment.filters |= {
         "size": size,
         "share": _share,
