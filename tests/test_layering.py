@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.glob("*/**/*.py"))
 # Highest first: a wing imports only itself and wings that stand behind it.
 WINGS = (
     "cli study pipeline latency deployment memo graph planning compression retraining calibration sources "
-    "network reporting compute values"
+    "tracing network reporting compute values"
 ).split()
 
 BLOCK_AND_IMPORT = """

@@ -1,8 +1,8 @@
 """Find the weights that can be compressed, and say why the others cannot.
 
-One table decides: an nn.Linear is a "linear" site, an nn.Embedding an "embedding" site, an nn.Conv1d, 2d or
-3d a "convolution" site; every other module that owns parameters stays float. A weight that several modules
-share is one site.
+The network is a traced one (``svd2onnx.tracing``), whose operators with weights are modules: an nn.Linear is
+a "linear" site, an nn.Embedding an "embedding" site, an nn.Conv1d, 2d or 3d a "convolution" site; every other
+module that owns parameters stays float. A weight that several modules share is one site.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from svd2onnx.network.convolution import CONVOLUTIONS, geometry_of
 from svd2onnx.values.errors import PlanError, SourceError
@@ -54,10 +53,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if any(True for _ in module.parameters(recurse=False)):
-            weight = getattr(module, "weight", None)
-            # A parametrization makes a new tensor at each look, which no other module can share.
-            owner = weight if isinstance(weight, nn.Parameter) else module
-            groups[id(owner), _kind(module)].append(name)
+            groups[id(getattr(module, "weight", module)), _kind(module)].append(name)
     sites = []
     for (_, kind), names in groups.items():
         module = modules[names[0]]
@@ -73,7 +69,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
                 shape=shape,
                 aliases=tuple(names[1:]),
                 calls=total,
-                skip_reason=_skip_reason(module, kind, total),
+                skip_reason=_skip_reason(module, kind),
                 geometry=geometry_of(module) if isinstance(module, CONVOLUTIONS) else None,
             )
         )
@@ -147,28 +143,17 @@ def _matches(site: LayerSite, patterns: Sequence[str]) -> bool:
 
 
 def _kind(module: nn.Module) -> str:
-    for base, kind in KINDS.items():
-        if isinstance(module, base) and type(module).forward is base.forward:
-            return kind
-    return type(module).__name__
+    return KINDS.get(type(module), type(module).__name__)
 
 
-def _skip_reason(module: nn.Module, kind: str, calls: int) -> str | None:
+def _skip_reason(module: nn.Module, kind: str) -> str | None:
     weight = getattr(module, "weight", None)
     if kind not in KINDS.values():
         return f"{kind} layers are kept in float"
-    if parametrize.is_parametrized(module):
-        return "its weight is computed by a parametrization; remove that first"
     if not isinstance(weight, Tensor) or weight.dtype != torch.float32:
         return f"its weight is {getattr(weight, 'dtype', 'missing')}, not float32"
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        return "it has a hook, or a forward of its own, that a compressed layer would not have"
-    if calls == 0:
-        return "not called in a forward pass (unused, or its weight is read directly)"
     if weight.numel() < SMALLEST_WEIGHT[kind]:
         return f"only {weight.numel()} weights: too small to pay"
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return "max_norm rewrites the table at run time"
     if isinstance(module, nn.Embedding) and module.embedding_dim % min(BLOCK_SIZES):
         return f"width {module.embedding_dim} is no multiple of {min(BLOCK_SIZES)}, the least block"
     return None
@@ -199,12 +184,13 @@ def _count_calls(model: nn.Module, example: Mapping[str, Tensor]) -> Counter[str
 
 
 def _check_values(model: nn.Module) -> None:
+    """Buffers may be infinite: masks are."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        sound = torch.isfinite(tensor) if isinstance(tensor, nn.Parameter) else ~torch.isnan(tensor)
+        if tensor.is_floating_point() and not bool(sound.all()):
             raise SourceError(
-                f"the tensor {name!r} holds {bad} NaN or infinite values of {tensor.numel()}; "
-                "finite weights are needed: repair or retrain the network"
+                f"the tensor {name!r} holds {int((~sound).sum())} NaN or infinite values of "
+                f"{tensor.numel()}; finite weights are needed: repair or retrain the network"
             )
     for name, parameter in model.named_parameters():
         largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0

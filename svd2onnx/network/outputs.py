@@ -34,6 +34,11 @@ def names_of(result: Any, taken: Iterable[str] = ()) -> list[str]:
     return names
 
 
+def is_named(names: Iterable[str]) -> bool:
+    """Whether any of ``names`` tells more than that it is an output."""
+    return any(name.split("_")[0] != NAMELESS for name in names)
+
+
 def unused(name: str, known: set[str]) -> str:
     """``name``, with the first number behind it that makes it none of ``known``."""
     numbered, number = name, 0

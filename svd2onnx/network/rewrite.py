@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.convolution import convolution_at
@@ -42,3 +43,22 @@ def rewrite(
             parent, _, child = name.rpartition(".")
             setattr(result.get_submodule(parent), child, replacement)
     return result.eval()
+
+
+def with_parts_of(graph: nn.Module, network: nn.Module) -> fx.GraphModule:
+    """``graph`` with the modules and tensors of ``network``, by their names, in the place of its own."""
+    assert isinstance(graph, fx.GraphModule)
+    parts = {}
+    for node in graph.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            known = find(network, node.target)
+            parts[node.target] = find(graph, node.target) if known is None else known
+    return fx.GraphModule(parts, copy.deepcopy(graph.graph)).eval()
+
+
+def find(module: nn.Module, name: str) -> Any:
+    """The attribute of ``module`` with the dotted ``name``; None where it has none."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value

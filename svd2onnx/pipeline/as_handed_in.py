@@ -1,7 +1,7 @@
 """Is it still the network that the user handed in? Asked before anything is calibrated.
 
-Nothing that svd2onnx makes of a network can be right if this is not: its layers were found, normalization was
-folded, modules were made plain, and the exporter has followed it once.
+Nothing that svd2onnx makes of a network can be right if this is not: it was traced, its layers were found,
+normalization was folded, and the exporter has followed it once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ from svd2onnx.values.errors import VerificationError, one_line
 from svd2onnx.values.schema import CompressedLayer, LayerSite, QuantizedTensor, QuantSpec
 from svd2onnx_runtime import open_session
 
-_REPLACED = (
-    "when its layers are replaced by compressed ones: forward, or a hook, depends on more of a layer than "
-    "what it computes, such as its class or its weight. Write the network with torch.export.save, and give "
-    "the .pt2"
-)
+_REPLACED = "when its layers are replaced by others of the same weights: please report the network"
 
 
 def check_as_handed_in(prepared: Prepared, float32: Path) -> None:

@@ -15,11 +15,10 @@ from svd2onnx.compute.device import CPU, placed, resolve_device
 from svd2onnx.compute.memory import release_at_once
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.tensor_store import CreatedIn, TensorStore
-from svd2onnx.graph.export import export_float, infer_dynamic_shapes
+from svd2onnx.graph.export import export_float
 from svd2onnx.network import layers as layer_sites
-from svd2onnx.network.batchnorm import fold_batchnorm
-from svd2onnx.network.decoder import Traced, traced_with_past
-from svd2onnx.network.plain import make_plain
+from svd2onnx.network.decoder import Traced
+from svd2onnx.pipeline.front_end import TracedSource, trace_source
 from svd2onnx.sources.calibration import limited
 from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
@@ -45,7 +44,7 @@ class Prepared:
     """
 
     source: Source
-    model: nn.Module
+    traced_source: TracedSource
     sites: Sequence[LayerSite]
     batches: Sequence[Batch]
     settings: Settings = field(default_factory=Settings)
@@ -56,7 +55,7 @@ class Prepared:
     device: torch.device = CPU
     obstacle: str | None = None
     load_again: Callable[[], nn.Module] = _not_loaded
-    """The network as the user handed it in, loaded anew: ``model`` is changed before it is compressed."""
+    """The network as the user handed it in, loaded anew."""
 
     @cached_property
     def provider(self) -> str:
@@ -106,23 +105,25 @@ class Prepared:
 
     @property
     def dynamic_shapes(self) -> DynamicShapes:
-        """Those that the source names, or those in which its batches differ."""
-        return self.source.dynamic_shapes or infer_dynamic_shapes(
-            [arguments_of(self.model, batch) for batch in self.batches]
-        )
+        """The axes that may have any size."""
+        return self.traced_source.dynamic_shapes
 
     @property
     def example(self) -> Batch:
-        return example_of(self.model, self.batches)
+        """Forward's arguments for the exporter."""
+        return self.traced_source.example
+
+    @property
+    def model(self) -> nn.Module:
+        """The float network, traced."""
+        return self.traced_source.model
 
     def traced(self, network: nn.Module) -> Traced:
         """What is exported of ``network``, this one or its like: with keys and values of a past if asked.
 
         All that is measured in PyTorch does without them.
         """
-        if self.settings.with_past and self.source.with_past is not None:
-            return traced_with_past(self.source.with_past(network))
-        return Traced(network, self.example, self.dynamic_shapes, outputs=self.source.outputs)
+        return self.traced_source.exported(network, self.source.outputs)
 
     def export_float(self, path: Path) -> None:
         """Write the network as it is, in float32; errors as of ``graph.export.export_float``."""
@@ -196,32 +197,32 @@ def prepare(
         store.keep_module(untouched)
         return untouched.eval()
 
-    loaded, model = load()
+    loaded, live = load()
     if settings.with_past and loaded.with_past is None:
         raise SourceError(
             f"--with-past was given, and {loaded.name} does not say how it takes a past: leave it out, or "
             "define with_past(network) in a model file (svd2onnx.sources.model_file says what it is)"
         )
-    model = make_plain(model)
-    store.keep_module(model)
+    store.keep_module(live)
     is_large = store.overflows
     if is_large:
         release_at_once()
     inputs = limited(loaded.inputs("calibration"), settings.calibration_samples)
     batches = list(track(inputs, "Reading calibration data"))
     if settings.with_past:
-        _check_text(loaded.name, arguments_of(model, batches[0]))
+        _check_text(loaded.name, arguments_of(live, batches[0]))
     try:
-        fold_batchnorm(model, arguments_of(model, batches[0]))
-        sites = layer_sites.discover(model, arguments_of(model, batches[0]))
+        traced = trace_source(loaded, live.eval(), batches, settings.with_past)
+        store.keep_module(traced.model)
+        sites = layer_sites.discover(traced.model, arguments_of(live, batches[0]))
     except (SourceError, ExportError) as error:
         raise type(error)(f"{loaded.name}: {error}") from error
     sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
-    obstacle = None if device == CPU else _obstacle(model, batches[0], device)
+    obstacle = None if device == CPU else _obstacle(traced.model, batches[0], device)
     return Prepared(
         loaded,
-        model,
+        traced,
         chosen,
         batches,
         settings,
@@ -243,15 +244,6 @@ def _obstacle(model: nn.Module, batch: Batch, device: torch.device) -> str | Non
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error)}"
     return None
-
-
-def example_of(model: nn.Module, batches: Sequence[Batch]) -> Batch:
-    """Forward's arguments for the exporter, from the largest batch.
-
-    The exporter takes a size of 1 for a constant, so no dynamic dimension may have it.
-    """
-    largest = max(batches, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
-    return arguments_of(model, largest)
 
 
 def _check_text(name: str, arguments: Batch) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from svd2onnx.sources.graph_layers import as_modules, inline_modes
-from svd2onnx.sources.graph_operators import operator_of
+from svd2onnx.network.outputs import is_named, names_of
+from svd2onnx.network.rewrite import find
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
+from svd2onnx.tracing.constants import written_by
+from svd2onnx.tracing.graph_network import flattened, put, unlifted
+from svd2onnx.tracing.operators import bound, operator_of
+from svd2onnx.tracing.trace import quiet
 from svd2onnx.values.errors import SourceError, one_line
 
 _SEQUENCE = 16
@@ -30,13 +30,11 @@ def load_exported(path: Path) -> Network:
     Raises:
         SourceError: the file is damaged or not safe, or the program changes its weights or inputs as it runs.
     """
-    with safe_copy(path) as copy, _quiet():
+    with safe_copy(path) as copy, quiet():
         try:
             program = torch.export.load(copy)
             _check(program, path)
-            unlifted = program.module(check_guards=False)
-            assert isinstance(unlifted, fx.GraphModule)
-            model, specs = _network(unlifted, program)
+            model, specs = _network(unlifted(program), program)
         except SourceError:
             raise
         except Exception as error:
@@ -55,7 +53,9 @@ def _check(program: torch.export.ExportedProgram, path: Path) -> None:
     """A network in evaluation leaves its weights and its inputs as they are, and drops nothing."""
     inputs = set(program.graph_signature.user_inputs)
     states = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
-    written = {name for node in program.graph.nodes for name in _written(node)}
+    written = {
+        own.name for node in program.graph.nodes for own in written_by(node) if own.op == "placeholder"
+    }
     written |= set((program.graph_signature.user_inputs_to_mutate or {}).values())
     changed = [states[name] for name in written if name in states]
     changed += (program.graph_signature.buffers_to_mutate or {}).values()
@@ -70,20 +70,10 @@ def _check(program: torch.export.ExportedProgram, path: Path) -> None:
             raise SourceError(f"{path} drops values at random: {_TRAINING}")
 
 
-def _written(node: fx.Node) -> Iterator[str]:
-    """The inputs of a program that an operator changes in place."""
-    if operator_of(node):
-        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):  # type: ignore[union-attr]
-            is_written = argument.alias_info is not None and argument.alias_info.is_write
-            if is_written and isinstance(value, fx.Node) and value.op == "placeholder":
-                yield value.name
-
-
 def _network(
-    unlifted: fx.GraphModule, program: torch.export.ExportedProgram
+    module: fx.GraphModule, program: torch.export.ExportedProgram
 ) -> tuple[nn.Module, tuple[InputSpec, ...]]:
-    inline_modes(unlifted)
-    graph = unlifted.graph
+    graph = module.graph
     specs: list[InputSpec] = []
     names: dict[str, str] = {}
     examples = _examples(program)
@@ -95,9 +85,12 @@ def _network(
             graph.erase_node(node)
             continue
         specs.append(_spec(node, value, examples.get(node.target), names, program, not specs))
-    tensors = {node.target: _tensor(unlifted, node.target) for node in graph.nodes if node.op == "get_attr"}
-    model = as_modules(graph, tensors)
-    return model.eval(), tuple(_spec_with_limit(spec, model) for spec in specs)
+    flat = flattened(module, _output_names(module))
+    # Of a tensor with several names the graph keeps one, and the others tell what layers are called.
+    for name, tensor in program.state_dict.items():
+        if find(flat, name) is None:
+            put(flat, name, tensor)
+    return flat.eval().requires_grad_(False), tuple(_spec_with_limit(spec, flat) for spec in specs)
 
 
 def _spec(
@@ -150,9 +143,8 @@ def int_limit(example: Tensor) -> int:
 def _spec_with_limit(spec: InputSpec, model: fx.GraphModule) -> InputSpec:
     """Integers that go to tables directly are below the rows of the least of them."""
     (node,) = [node for node in model.graph.nodes if node.op == "placeholder" and node.target == spec.name]
-    modules = [model.get_submodule(user.target) for user in node.users if user.op == "call_module"]
-    tables = [module.num_embeddings for module in modules if isinstance(module, nn.Embedding)]
-    limit = min(tables) if tables else spec.limit or 2
+    tables = [bound(user)["weight"].meta["val"] for user in node.users if operator_of(user) == "embedding"]
+    limit = min((len(table) for table in tables), default=spec.limit or 2)
     return InputSpec(spec.name, spec.shape, spec.dtype, spec.dynamic, limit)
 
 
@@ -165,25 +157,13 @@ def _examples(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return {str(name): leaf for name, leaf in found if isinstance(leaf, Tensor)}
 
 
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What the loader says of its own formats is not the user's."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+def _output_names(module: fx.GraphModule) -> list[str]:
+    """What the program's structure calls its tensors; nothing where it has no names."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    structure = getattr(module.graph._codegen, "pytree_info", None)
+    leaves = torch.utils._pytree.tree_leaves(output.args)
+    if structure is None or structure.out_spec is None or structure.out_spec.num_leaves != len(leaves):
+        return []
+    stand_ins = [torch.empty(0) if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    names = names_of(torch.utils._pytree.tree_unflatten(stand_ins, structure.out_spec))
+    return names if is_named(names) else []

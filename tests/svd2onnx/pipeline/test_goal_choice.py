@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from svd2onnx.pipeline.front_end import TracedSource
 from svd2onnx.pipeline.goal_choice import read_plan
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.sources.source import Source
+from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import PlanError
 from svd2onnx.values.schema import PLAN_FORMAT, CompressionPlan, LayerForm, LayerSite, QuantSpec
 
@@ -35,7 +38,8 @@ PLAN = CompressionPlan(
 @pytest.fixture
 def prepared() -> Prepared:
     source = Source(nn.Identity, lambda _split: iter(()))
-    return Prepared(source, nn.Identity(), SITES, [])
+    network = trace(nn.Identity(), {"input": torch.zeros(2, 2)}, {})
+    return Prepared(source, TracedSource(network, {}, {}), SITES, [])
 
 
 def test_a_plan_survives_its_file(prepared: Prepared, tmp_path: Path) -> None:

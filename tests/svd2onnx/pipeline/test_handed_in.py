@@ -1,6 +1,6 @@
 """What ships is compared with the network that the user handed in: what goes wrong on the way is found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.network import batchnorm
-from svd2onnx.pipeline import final_report, preparation
+from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.tracing import batchnorm, graph_network
 from svd2onnx.values.errors import VerificationError
 from svd2onnx.values.settings import Settings
 
@@ -130,15 +130,18 @@ def test_a_fault_in_folding_is_found(
         run(IMAGES)
 
 
-def test_a_fault_in_making_modules_plain_is_found(
+def test_a_fault_in_finding_layers_is_found(
     run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: nn.Module) -> nn.Module:
-        with torch.no_grad():
-            model.get_submodule("head").weight[0] *= 2
-        return model
+    right = graph_network._with
 
-    monkeypatch.setattr(preparation, "make_plain", wrong)
+    def wrong(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+        made = right(module, parameters)
+        if isinstance(made, nn.Linear):
+            made.weight = nn.Parameter(2 * made.weight, requires_grad=False)
+        return made
+
+    monkeypatch.setattr(graph_network, "_with", wrong)
     with pytest.raises(VerificationError, match="the float32 graph differs from the network that was handed"):
         run(IMAGES)
 
@@ -183,7 +186,7 @@ def test_another_batch_size_than_the_examples_is_tried(run: Callable[[str], Comp
         run(IMAGES.replace("return self.head(", "return self.head((2.0 if len(x) > 4 else 1.0) * "))
 
 
-LOST = {
+USED_OTHERWISE = {
     "asks for a layer's class": (
         "self.head(x.mean",
         "(self.head if isinstance(self.head, nn.Linear) else abs)(x.mean",
@@ -192,35 +195,43 @@ LOST = {
         "self.head(x.mean((2, 3)))",
         "self.head(x.mean((2, 3))) + self.head.weight.sum()",
     ),
+    "calls the function": (
+        "self.head(x.mean((2, 3)))",
+        "nn.functional.linear(x.mean((2, 3)), self.head.weight, self.head.bias)",
+    ),
+    "hook": (
+        "return network.eval()",
+        "network.head.register_forward_hook(lambda _module, _args, y: 2 * y); return network.eval()",
+    ),
+    "hook before": (
+        "return network.eval()",
+        "network.head.register_forward_pre_hook(lambda _module, x: (x[0] + 1,)); return network.eval()",
+    ),
+    "forward of its own": (
+        "return network.eval()",
+        "old = network.head.forward; network.head.forward = lambda x: 3 * old(x); return network.eval()",
+    ),
+    "subclass": ("nn.Linear(32, 128)", "type('Own', (nn.Linear,), {})(32, 128)"),
+    "weight norm": (
+        "nn.Linear(32, 128)",
+        "torch.nn.utils.parametrizations.weight_norm(nn.Linear(32, 128))",
+    ),
+    "no gradients": (
+        "return self.head(x.mean((2, 3)))",
+        "with torch.no_grad(): return self.head(x.mean((2, 3)))",
+    ),
 }
 
 
-@pytest.mark.parametrize(("old", "new"), LOST.values(), ids=LOST)
-def test_a_network_that_needs_more_of_a_layer_than_what_it_computes_is_told(
-    run: Callable[[str], CompressionReport], old: str, new: str
+@pytest.mark.parametrize(("old", "new"), USED_OTHERWISE.values(), ids=USED_OTHERWISE)
+def test_a_layer_is_found_however_it_is_used(
+    run: Callable[[str], CompressionReport], tmp_path: Path, old: str, new: str
 ) -> None:
     assert old in IMAGES
-    with pytest.raises(VerificationError, match=r"when its layers are replaced .* give the \.pt2"):
-        run(IMAGES.replace(old, new))
-
-
-HOOKED = {
-    "hook": "network.head.register_forward_hook(lambda _module, _args, output: 2 * output)",
-    "pre-hook": "network.head.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))",
-    "forward of its own": "old = network.head.forward; network.head.forward = lambda x: 3 * old(x)",
-}
-
-
-@pytest.mark.parametrize("line", HOOKED.values(), ids=HOOKED)
-def test_a_layer_with_a_hook_stays_as_it_is(
-    run: Callable[[str], CompressionReport], tmp_path: Path, line: str
-) -> None:
-    text = IMAGES.replace("    return network.eval()", f"    {line}\n    return network.eval()")
+    text = IMAGES.replace(old, new)
     report = run(text)
     (head,) = (layer for layer in report.layers if layer.name == "head")
-    assert head.form == "float"
-    assert head.note is not None
-    assert "hook" in head.note
+    assert head.form != "float"
     scope: dict[str, Callable[[], nn.Module]] = {}
     exec(text, scope)
     x = torch.randn(3, 3, 12, 12)

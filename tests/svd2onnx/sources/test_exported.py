@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from svd2onnx.network.layers import discover
 from svd2onnx.network.outputs import tensors_of
 from svd2onnx.sources.exported import load_exported
+from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import SourceError
 from tests.svd2onnx.networks import NETWORKS, Images, batches_of, seeded
 from tests.svd2onnx.sources.files import Pictures, Texts, export_program, picture_program, text_program
 
 KINDS = {"linear", "embedding", "convolution"}
+TEXTS, TEXT_AXES = {"ids": torch.randint(0, 160, (3, 4))}, {"ids": {0: "batch", 1: "sequence"}}
 
 
 class Frozen(nn.Module):
@@ -63,8 +65,10 @@ def test_the_graph_computes_what_the_network_did(
     else:
         batches = batches_of(network)
     model = assert_same(network, tmp_path / "n.pt2", batches, decomposed)
-    wanted = [site for site in discover(network, batches[0]) if site.kind in KINDS]
-    found = [site for site in discover(model, batches[0]) if site.kind in KINDS]
+    wanted, found = (
+        [site for site in discover(trace(own, batches[0], {}), batches[0]) if site.kind in KINDS]
+        for own in (network, model)
+    )
     shapes = sorted((site.kind, site.shape, site.calls) for site in found if site.skip_reason is None)
     if kind is Frozen:
         assert shapes == [("linear", (64, 64), 1), ("linear", (64, 96), 1), ("linear", (96, 64), 1)]
@@ -77,7 +81,7 @@ def test_the_graph_computes_what_the_network_did(
 
 
 def test_gradients_reach_every_layer(tmp_path: Path) -> None:
-    model = load_exported(text_program(tmp_path / "n.pt2")).model
+    model = trace(load_exported(text_program(tmp_path / "n.pt2")).model, TEXTS, TEXT_AXES)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == 3
     for layer in layers:
@@ -88,8 +92,9 @@ def test_gradients_reach_every_layer(tmp_path: Path) -> None:
 
 def test_names_and_sizes_are_those_of_the_program(tmp_path: Path) -> None:
     loaded = load_exported(text_program(tmp_path / "n.pt2"))
-    assert {"table", "first", "norm", "second", "head"} == {name for name, _ in loaded.model.named_children()}
-    assert isinstance(loaded.model.get_submodule("norm"), nn.LayerNorm)
+    model = trace(loaded.model, TEXTS, TEXT_AXES)
+    assert {"table", "first", "norm", "second", "head"} == {name for name, _ in model.named_children()}
+    assert isinstance(model.get_submodule("norm"), nn.LayerNorm)
     (spec,) = loaded.specs or ()
     assert (spec.name, spec.dtype, spec.limit) == ("ids", torch.int64, 160)
     assert spec.dynamic == {0: "batch", 1: "sequence"}
@@ -100,7 +105,7 @@ def test_names_and_sizes_are_those_of_the_program(tmp_path: Path) -> None:
 
 
 def test_a_tie_stays_one(tmp_path: Path) -> None:
-    model = load_exported(text_program(tmp_path / "n.pt2")).model
+    model = trace(load_exported(text_program(tmp_path / "n.pt2")).model, TEXTS, TEXT_AXES)
     assert model.get_submodule("table").weight is model.get_submodule("head").weight
 
 

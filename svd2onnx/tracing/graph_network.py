@@ -1,0 +1,242 @@
+"""The graph of a program as a network of modules: its layers are modules, all else are operators.
+
+    GraphModule
+        encoder.layer.0.query    nn.Linear, called by the graph
+        positions                a parameter that another operator takes
+
+Nothing can depend on more of a layer than what it computes, so another module may take its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from svd2onnx.network.rewrite import find
+from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
+from svd2onnx.tracing.higher_order import inline_modes
+from svd2onnx.tracing.names import Names
+from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+
+_ASSERTIONS = {
+    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size",
+    "sym_constrain_range",
+}  # fmt: skip
+_IDENTITIES = {"detach", "alias", "dropout", "feature_dropout"}
+"""In evaluation: gradients are wanted everywhere."""
+
+
+def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program with its weights as ``get_attr`` nodes, and no modes.
+
+    What it writes into its own tensors goes into copies: each call begins with the state it was traced in.
+
+    Raises:
+        ExportError: see ``inline_modes``.
+    """
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    inline_modes(module)
+    written = {own for node in module.graph.nodes for own in written_by(node) if own.op == "get_attr"}
+    for node in written:
+        with module.graph.inserting_after(node):
+            copy = module.graph.call_function(torch.ops.aten.clone.default, (node,))
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+    return module
+
+
+def flattened(module: fx.GraphModule, outputs: Sequence[str] = ()) -> fx.GraphModule:
+    """``module`` with flat inputs, and outputs flat or in a dict.
+
+    Args:
+        module: see ``unlifted``; its graph is changed.
+        outputs: names of its outputs; none where they have none.
+    """
+    _tidy(module.graph, outputs)
+    module.graph.set_codegen(fx.graph.CodeGen())
+    return fx.GraphModule(module, module.graph)
+
+
+def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
+    """The network that ``module`` computes.
+
+    Args:
+        module: see ``flattened``; its graph is changed.
+        names: of its tensors and layers.
+    """
+    graph = module.graph
+    tensors: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in tensors:
+            tensors[node.target] = find(module, node.target)
+    builder = _Builder(graph, tensors, names)
+    for node in list(graph.nodes):
+        if operator_of(node) in _IDENTITIES and not _drops(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    builder.replace_layers()
+    _remove_unread(graph)
+    builder.keep_the_rest()
+    network = fx.GraphModule(builder.root, graph)
+    for node in network.graph.nodes:
+        node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network.eval().requires_grad_(False)
+
+
+def put(root: nn.Module, name: str, value: nn.Module | Tensor) -> None:
+    """Make ``value`` the attribute of ``root`` with the dotted ``name``."""
+    *folders, last = name.split(".")
+    for folder in folders:
+        if not hasattr(root, folder):
+            setattr(root, folder, nn.Module())
+        root = getattr(root, folder)
+    if isinstance(value, nn.Module | nn.Parameter):
+        setattr(root, last, value)
+    else:
+        root.register_buffer(last, value)
+
+
+class _Builder:
+    """Puts layers in the place of operators; their modules hang under ``root``."""
+
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Any], names: Names) -> None:
+        self.root = nn.Module()
+        self._graph, self._tensors, self._names = graph, tensors, names
+        self._constants = Constants(graph, tensors)
+        self._parameters: dict[Place, nn.Parameter] = {}
+        self._made: dict[tuple[Any, ...], str] = {}
+
+    def replace_layers(self) -> None:
+        for node in list(self._graph.nodes):
+            layer = layer_of(node, self._constants)
+            if layer is not None:
+                self._replace(node, layer)
+
+    def keep_the_rest(self) -> None:
+        """The tensors and parts of the graph that other operators take."""
+        kept: dict[str, str] = {}
+        for node in self._graph.nodes:
+            if node.op == "get_attr":
+                if node.target not in kept:
+                    kept[node.target] = self._kept(node.target)
+                node.target = kept[node.target]
+
+    def _kept(self, target: str) -> str:
+        """Keep a tensor or a part of the graph, and say under which name."""
+        name, value = target, self._tensors[target]
+        if isinstance(value, nn.Parameter):
+            value = self._parameter(value)
+        if isinstance(value, Tensor):
+            name = self._names.of_tensor(target, value)[0]
+        # A layer that is replaced takes its tensors along: what else reads one needs it elsewhere.
+        if find(self.root, name) is not value or not self._is_reachable(name):
+            name = self._unused(name)
+            put(self.root, name, value)
+        return name
+
+    def _replace(self, node: fx.Node, layer: Layer) -> None:
+        parameters = {name: self._parameter(own.tensor) for name, own in layer.weights.items()}
+        key = (operator_of(node), layer.settings, *(id(own) for own in parameters.values()))
+        if key not in self._made:
+            self._made[key] = self._unused(*self._names.of_layer(node, self._aliases(layer)))
+            put(self.root, self._made[key], _with(layer.build(), parameters))
+        with self._graph.inserting_before(node):
+            x = self._steps(layer.input, layer.before)
+            call = self._graph.create_node("call_module", self._made[key], (x,))
+            call.meta = {**node.meta, "val": _output(node, x, layer)}
+            result = self._steps(call, layer.after)
+        node.replace_all_uses_with(result)
+        self._graph.erase_node(node)
+
+    def _aliases(self, layer: Layer) -> list[str]:
+        weight: Constant = next(iter(layer.weights.values()))
+        return [alias for name in weight.names for alias in self._names.of_tensor(name, self._tensors[name])]
+
+    def _steps(self, node: fx.Node, steps: Sequence[Step]) -> fx.Node:
+        for operator, arguments in steps:
+            value = fx.map_arg(arguments, lambda own: own.meta["val"])
+            made = self._graph.call_function(operator, (node, *arguments))
+            made.meta = {"val": operator(node.meta["val"], *value)}
+            node = made
+        return node
+
+    def _parameter(self, tensor: Tensor) -> nn.Parameter:
+        """One for each tensor, laid out as layers expect it; new ones, for the user's stay as they are."""
+        key = place_of(tensor)
+        if key not in self._parameters:
+            own = tensor.detach().contiguous()
+            self._parameters[key] = nn.Parameter(own, requires_grad=False)
+        return self._parameters[key]
+
+    def _unused(self, *names: str) -> str:
+        """The first of ``names`` that is free, or the first one with a number behind it."""
+        free = next((name for name in names if self._is_free(name)), None)
+        if free is not None:
+            return free
+        name = names[0] if self._is_reachable(names[0]) else names[0].replace(".", "_")
+        numbered, number = name, 1
+        while not self._is_free(numbered):
+            number += 1
+            numbered = f"{name}_{number}"
+        return numbered
+
+    def _is_free(self, name: str) -> bool:
+        return find(self.root, name) is None and self._is_reachable(name)
+
+    def _is_reachable(self, name: str) -> bool:
+        """Whether no tensor or layer stands on the way to ``name``."""
+        folders, made = name.split(".")[:-1], set(self._made.values())
+        paths = [".".join(folders[:count]) for count in range(1, len(folders) + 1)]
+        return not any(path in made or isinstance(find(self.root, path), Tensor) for path in paths)
+
+
+def _output(node: fx.Node, x: fx.Node, layer: Layer) -> Any:
+    """What stands for the layer's output; the node's own, where nothing follows."""
+    value = node.meta.get("val")
+    if not layer.after or not isinstance(value, Tensor):
+        return value
+    before: Tensor = x.meta["val"]
+    return before.new_empty((*before.shape[:-1], layer.weights["weight"].tensor.shape[0]))
+
+
+def _with(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+    """``module`` with these tensors; what is a buffer there stays one."""
+    for name, parameter in parameters.items():
+        is_parameter = isinstance(getattr(module, name), nn.Parameter)
+        setattr(module, name, parameter if is_parameter else parameter.detach())
+    return module.eval()
+
+
+def _has_effects(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.is_impure()
+
+
+def _drops(node: fx.Node) -> bool:
+    return operator_of(node).endswith("dropout") and node.args[2] is True
+
+
+def _tidy(graph: fx.Graph, names: Sequence[str]) -> None:
+    _remove_unread(graph)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+    if not leaves:
+        raise ValueError("the program gives no tensor")
+    if names:
+        output.args = (dict(zip(names, leaves, strict=True)),)
+    else:
+        output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
+
+
+def _remove_unread(graph: fx.Graph) -> None:
+    """Remove assertions, which hold for any input that the network takes, and what nothing reads."""
+    for node in reversed(list(graph.nodes)):
+        is_read = node.users or node.op in ("placeholder", "output")
+        if not is_read and (operator_of(node) in _ASSERTIONS or not _has_effects(node)):
+            graph.erase_node(node)
