@@ -15,7 +15,7 @@ def stored(*shape: int, rows_of: int = 1) -> StoredWeight:
 
 
 class Upsampled(nn.Module):
-    """x [batch, 24, height, width] -> [batch, 16, *]: a transposed convolution, and a grouped one behind it."""
+    """x [batch, 24, height, width] -> [batch, 16, *]: two transposed convolutions, the second grouped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,9 +43,7 @@ class Recurrent(nn.Module):
             parameters += [self.inputs[i](), self.hidden[i](), self.biases[2 * i], self.biases[2 * i + 1]]
         y, _, _ = torch.lstm(x, (start, start), parameters, True, 1, 0.0, False, True, True)
         start = x.new_zeros(1, x.shape[0], 48)
-        y, _ = torch.gru(
-            y, start, [self.gru_inputs(), self.gru_hidden()], False, 1, 0.0, False, False, True
-        )
+        y, _ = torch.gru(y, start, [self.gru_inputs(), self.gru_hidden()], False, 1, 0.0, False, False, True)
         return y
 
 
@@ -85,5 +83,7 @@ def stored_batches(network: nn.Module, seed: int = 1) -> list[Batch]:
     if isinstance(network, Upsampled):
         return [{"x": torch.randn(shape)} for shape in ((5, 24, 6, 4), (3, 24, 5, 7))]
     if isinstance(network, Recurrent):
-        return [{"x": torch.randn(shape)} for shape in ((5, 6, 40), (3, 6, 40))]  # torch.export fixes an LSTM's length
+        return [
+            {"x": torch.randn(shape)} for shape in ((5, 6, 40), (3, 6, 40))
+        ]  # torch.export fixes an LSTM's length
     return [{"x": torch.randn(size, 4, 32)} for size in (12, 7)]

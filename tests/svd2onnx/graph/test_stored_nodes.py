@@ -117,7 +117,9 @@ def test_a_making_that_runs_is_told(case: tuple[Compressed, Path], tmp_path: Pat
     reasons = dict(certificate.unfused)
     assert "stored_0" in reasons
     assert all("made on every call" in reason for reason in reasons.values())
-    assert len(certificate.folded) >= len(compressed.layers) - 2, "what two of them make together is told of both"
+    assert len(certificate.folded) >= len(compressed.layers) - 2, (
+        "what two of them make together is told of both"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,21 @@ def test_they_stay_as_they_are_in_every_form(
     certificate = certify(changed, "cpu", inputs=as_arrays(compressed.batches[0]))
     assert certificate.ok, certificate.unfused
     assert certificate.planned == len(compressed.layers)
+
+
+def test_a_graph_module_that_calls_its_weight(tmp_path: Path) -> None:
+    """As a traced network does: a call_module node without arguments."""
+    graph = torch.fx.Graph()
+    x, weight = graph.placeholder("x"), graph.call_module("w")
+    graph.output(graph.call_function(functional.conv_transpose1d, (x, weight), {"stride": 2}))
+    network = torch.fx.GraphModule(torch.nn.ModuleDict({"w": stored(32, 48, 3)}), graph).eval()
+    batches = [{"x": torch.randn(size, 32, 5)} for size in (2, 3)]
+    compressed = compress(network, batches, QuantSpec(8, 64))
+    assert list(compressed.layers) == ["w"]
+    path = tmp_path / "graph.onnx"
+    compressed.export(path)
+    assert difference(path, compressed) <= 1e-5
+    assert certify(path, "cpu", inputs=as_arrays(batches[0])).folded == ("stored_0",)
 
 
 class Twins(nn.Module):
