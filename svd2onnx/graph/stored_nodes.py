@@ -2,9 +2,9 @@
 
     Stored(W)   =>   Mul(Cast(codes), blocks of steps)
 
-``network.modules.CompressedStored`` puts Stored behind its matrix, lest the exporter compute with that. What the
-exporter adds behind it (the gates of an LSTM in ONNX's order, a shape) follows from constants, and onnxruntime
-folds that too: at run time the operator has a float weight, as in the float graph.
+``network.modules.CompressedStored`` puts Stored behind its matrix, lest the exporter compute with that. What
+the exporter adds behind it (the gates of an LSTM in ONNX's order, a shape) follows from constants, and
+onnxruntime folds that too: at run time the operator has a float weight, as in the float graph.
 """
 
 from __future__ import annotations
