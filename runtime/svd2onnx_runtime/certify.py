@@ -3,6 +3,7 @@
     DequantizeLinear(codes, scale) -> MatMul               becomes   com.microsoft.MatMulNBits
     MatMulInteger(codes of x, W), Cast and Mul by scales   becomes   com.microsoft.MatMulIntegerToFloat
     Mul(Cast(codes), Gather(scale)) -> MatMul or Conv      becomes   the same, on a weight made at load
+    Mul(Cast(codes), Gather(scale)) -> any operator        becomes   the same, on a weight made at load
 
 A pair that does not fuse dequantizes its weight on every call and is many times slower, and
 onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler (``profile``).
@@ -13,8 +14,8 @@ The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list
 "node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above, and
 "operator" is "folded" for the third, with "weight", what the names of the nodes begin with that make
 the weight. A convolution has "op": "Conv": onnxruntime renames it with what it is fused with, so only the
-making of its weight is looked for. Without a plan the executed nodes are merely counted. Where the nodes ran
-is judged in ``placement``.
+making of its weight is looked for. So it is for a weight that any other operator takes, with "op": "Stored".
+Without a plan the executed nodes are merely counted. Where the nodes ran is judged in ``placement``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _FUSED_OPS = {
     "int8": ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }
 """By what the MatMul computes with; the second of int8 rounds its input too, where no other reads it."""
+_WEIGHT_ALONE = ("Conv", "Stored")
+"""Of these only the making of the weight is looked for."""
 _BIAS_SUFFIX = "/MatMulAddFusion"
 _BLOCKS = (16, 32, 64, 128, 256)
 
@@ -137,7 +140,10 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     """``entry`` where it says all that is asked of it; ValueError, TypeError or KeyError where not."""
     if not isinstance(entry, dict):
         raise TypeError(f"an entry is an object, not {type(entry).__name__}")
-    texts = ["node", *(["weight"] if entry.get("op") == "Conv" or entry.get("operator") == "folded" else [])]
+    texts = [
+        "node",
+        *(["weight"] if entry.get("op") in _WEIGHT_ALONE or entry.get("operator") == "folded" else []),
+    ]
     if not all(type(entry[name]) is str for name in texts):
         raise TypeError(f"{' and '.join(texts)} must be text")
     sizes = ["bits", "k", "n", *(["block_size"] if entry.get("block_size") is not None else [])]
@@ -150,7 +156,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str) -> str | None:
     """Why this planned MatMul is not one correct fused kernel on ``provider``; None if it is."""
-    if entry.get("op") == "Conv":
+    if entry.get("op") in _WEIGHT_ALONE:
         return _made_on_call(entry, executed)
     nodes = [node for node in executed if _original_name(node) == entry["node"]]
     if not nodes:

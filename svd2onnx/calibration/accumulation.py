@@ -22,6 +22,8 @@ LARGEST_OUTPUTS = 8192
 """Layers with more outputs (a vocabulary) get no output moment, which would be larger than their weight."""
 _WIDE = 2048
 """Inputs from which on products are summed in float32, in which they were made: float64 takes much memory."""
+MOST_GAMMA_BYTES = 1 << 28
+"""Of one stored weight, whose Gammas are as large as itself: it is judged on fewer batches than others."""
 PATCHES = 256
 """Of each sample, that go into the moments of a convolution: neighbours are much alike."""
 
@@ -189,6 +191,34 @@ class ConvolutionGatherer:
         return _finished(self.moments, self._sums, self.probes)
 
 
+class StoredGatherer:
+    """Keeps the probes of one stored weight, whose inputs are not known: it has no moments."""
+
+    moments = None
+
+    def __init__(self, site: LayerSite, store: DeviceStore) -> None:
+        self._shape, self._store = site.shape, store
+        self.probes: list[ProbedGammas] = []
+
+    def seen(self, fits: bool) -> TakeGradient:
+        """As of ``Gatherer``; the gradient is that at the weight itself."""
+
+        def take(gradient: Tensor, count: int) -> None:
+            held = sum(probes.nbytes for probes in self.probes)
+            if not fits and held < MOST_GAMMA_BYTES:
+                gamma = gradient.detach().reshape(1, *self._shape).bfloat16()
+                self.probes.append(ProbedGammas(self._store.keep(gamma), count))
+
+        return take
+
+    def finish(self) -> LayerStatistics:
+        """The statistics."""
+        return LayerStatistics(0, probes=tuple(self.probes))
+
+
+AnyGatherer = Gatherer | ConvolutionGatherer | StoredGatherer
+
+
 def _add(total: Tensor, part: Tensor) -> None:
     total += part.to(total.device)
 
@@ -221,7 +251,7 @@ class _Sums:
         add_outer_sum(self.guided, rows, others)
 
 
-def is_sound(gatherer: Gatherer | ConvolutionGatherer) -> bool:
+def is_sound(gatherer: AnyGatherer) -> bool:
     """Whether the inputs came, and were numbers."""
     moments = gatherer.moments
     return moments is None or (moments.count > 0 and bool(torch.isfinite(moments.mean).all()))

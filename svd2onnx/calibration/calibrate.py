@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from svd2onnx.calibration.accumulation import ConvolutionGatherer, Gatherer, Rows, is_sound
+from svd2onnx.calibration.accumulation import (
+    AnyGatherer,
+    ConvolutionGatherer,
+    Gatherer,
+    Rows,
+    StoredGatherer,
+    is_sound,
+)
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import first_output
 from svd2onnx.calibration.probes import probe
@@ -67,7 +74,7 @@ def calibrate(
     """
     usable = [site for site in sites if site.skip_reason is None]
     if objective is None:
-        usable = [site for site in usable if site.kind != "embedding" and site.groups == 1]
+        usable = [site for site in usable if site.multiplies]
     if not usable:
         return {}
     keeps_samples, sums = objective is None, DeviceStore(device_of(model), store or TensorStore())
@@ -133,9 +140,9 @@ def _step(batch: Batch, axes: RowAxes) -> int:
     return max(1, SMALL_BATCH // max(1, row))
 
 
-def _gatherer(
-    model: nn.Module, site: LayerSite, keeps_samples: bool, store: DeviceStore
-) -> Gatherer | ConvolutionGatherer:
+def _gatherer(model: nn.Module, site: LayerSite, keeps_samples: bool, store: DeviceStore) -> AnyGatherer:
+    if site.kind == "stored":
+        return StoredGatherer(site, store)
     if site.kind == "convolution":
         return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, store)
     return Gatherer(site, keeps_samples, store)
@@ -143,7 +150,7 @@ def _gatherer(
 
 def _observe(
     model: nn.Module,
-    owners: dict[nn.Module, Gatherer | ConvolutionGatherer],
+    owners: dict[nn.Module, AnyGatherer],
     batch: Batch,
     objective: str | None,
     *,
@@ -167,7 +174,26 @@ def _observe(
         key = id(x), 0 if x.is_inference() else x._version
         return seen.get(key) or seen.setdefault(key, Rows(x, mask, size, gatherer.is_table, store))
 
-    def hook(gatherer: Gatherer | ConvolutionGatherer) -> Callable[..., Any]:
+    leaves: dict[StoredGatherer, Tensor] = {}
+
+    def weight_hook(gatherer: StoredGatherer) -> Callable[..., Any]:
+        take = gatherer.seen(fits=not draws)
+
+        def forward(_module: nn.Module, _args: Any, _kwargs: Any, weight: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                raise SourceError(_NO_GRADIENTS)
+            # One for all calls, so that its gradient is the sum of theirs.
+            if gatherer not in leaves:
+                leaves[gatherer] = weight.detach().requires_grad_()
+                leaves[gatherer].register_hook(lambda g: take(g, count))  # type: ignore[no-untyped-call]
+            return leaves[gatherer]
+
+        return forward
+
+    def hook(gatherer: AnyGatherer) -> Callable[..., Any]:
+        if isinstance(gatherer, StoredGatherer):
+            return weight_hook(gatherer)
+
         def forward(
             _module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, output: Tensor
         ) -> Tensor | None:

@@ -40,7 +40,11 @@ class ProbedRows:
 
 @dataclass(frozen=True)
 class ProbedGammas:
-    """Gamma [samples, out, in] of one held-out batch: of a convolution smaller than its patches."""
+    """Gamma [samples, out, in] of one held-out batch: of a convolution smaller than its patches.
+
+    Of a stored weight it is the gradient of the probe at the weight, [1, rows, columns]: the whole batch is
+    one sample, as probes of its samples are independent, and their cross terms vanish in expectation.
+    """
 
     gammas: Tensor
     count: int
@@ -56,8 +60,8 @@ class LayerStatistics:
 
     Of very wide inputs A and B are their diagonals [in] (``moments``).
 
-    A table and a grouped convolution have ``probes`` and ``output_moment`` only. Without gradients there are
-    no G, B and probes, and with them no ``samples``.
+    A table and a grouped convolution have ``probes`` and ``output_moment`` only, a stored weight has
+    ``probes``. Without gradients there are no G, B and probes, and with them no ``samples``.
     """
 
     count: int

@@ -117,7 +117,7 @@ LAYER_OPTIONS = cloup.option_group(
     "Layers",
     cloup.option(
         "--only",
-        type=click.Choice(["linear", "convolution", "embedding"]),
+        type=click.Choice(["linear", "convolution", "embedding", "stored"]),
         help="Compress layers of this kind only.",
     ),
     cloup.option(

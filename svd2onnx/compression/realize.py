@@ -29,6 +29,9 @@ from svd2onnx.values.schema import (
     QuantSpec,
 )
 
+TO_NEAREST = ("embedding", "stored")
+"""Kinds that are rounded to nearest: rows of a table that calibration does not meet count as well, and of a
+stored weight the inputs are not known."""
 _BATCHED = 1 << 26
 """Elements of all settings of a weight that are rounded in one pass."""
 _ROWS = 4096
@@ -84,8 +87,8 @@ def _realized(
     factors: Factorization | None,
 ) -> CompressedLayer:
     """One layer in ``form``, which is the article's where there are ``factors``."""
-    if site.kind == "embedding":
-        return realize_table(weight, form)
+    if site.kind in TO_NEAREST:
+        return realize_nearest(weight, site, form)
     if factors is not None:
         layer = realize_article(weight, form, statistics, factors)
     else:
@@ -181,10 +184,10 @@ def realize_article(
     return _with_shift(CompressedLayer(_shape(weight), left=left, right=right), weight, statistics)
 
 
-def realize_table(table: Tensor, form: LayerForm) -> CompressedLayer:
-    """A table of embeddings, rounded to nearest: rows that calibration does not meet count as well."""
+def realize_nearest(weight: Tensor, site: LayerSite, form: LayerForm) -> CompressedLayer:
+    """A table of embeddings or a stored weight, each block rounded to nearest with the best scale."""
     assert form.dense is not None
-    return CompressedLayer(_shape(table), quantize(table, form.dense), kind="embedding")
+    return CompressedLayer(_shape(weight), quantize(weight, form.dense), kind=site.kind)
 
 
 def _kept(layer: CompressedLayer, store: TensorStore) -> CompressedLayer:

@@ -3,11 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from svd2onnx.graph import nodes
+from svd2onnx.graph import code_nodes, nodes
+from svd2onnx.values.schema import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class FoldedWeight:
+    """Codes [n, k] whose float weight nodes named ``weight``/... make at load, for an operator ``op``."""
+
+    node: str
+    layer: str
+    factor: str
+    bits: int
+    block_size: int
+    k: int
+    n: int
+    weight: str
+    operator: str = "folded"
+    op: str = "Conv"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def weight_nodes(graph: ir.Graph, name: str, stored: str, tensor: QuantizedTensor) -> list[ir.Value]:
+    """Add the nodes that make the float matrix of ``tensor``, which is the last of their values.
+
+    They are called ``name``/...; the constants are called ``stored``..., because the name of a layer is long
+    and would be written eight times. Mul(Cast(codes), blocks of steps) is computed once, at load.
+    """
+    first = next(iter(graph))  # before all others, because any of them may use it
+    codes = code_nodes.codes(graph, f"{stored}.codes", tensor.codes.numpy(), tensor.spec.bits)
+    scales = code_nodes.scales(graph, f"{stored}.scale", tensor.scale)
+    unit = None if tensor.unit is None else code_nodes.unit_of(graph, f"{stored}.unit", tensor.unit)
+    wide = nodes.cast_float(graph, first, codes, f"{name}/codes")
+    steps = code_nodes.steps(graph, first, scales, unit, f"{name}/scale")
+    made = [wide]
+    if tensor.scale.shape[1] > 1:
+        index = block_index(graph, first, tensor.codes.shape[1], tensor.spec.block_size)
+        steps = nodes.insert(graph, first, "Gather", [steps, index], f"{name}/blocks", {"axis": 1})
+        made.append(steps)
+    made.append(nodes.insert(graph, first, "Mul", [wide, steps], f"{name}/product"))
+    return made
+
+
+def constants(graph: ir.Graph) -> set[ir.Value]:
+    """What onnxruntime folds: initializers and what follows from them, but for DequantizeLinear.
+
+    The nodes of ``graph`` are sorted.
+    """
+    constant = set(graph.initializers.values())
+    for node in graph:
+        folded = node.inputs and all(value is None or value in constant for value in node.inputs)
+        if folded and node.op_type != "DequantizeLinear":
+            constant.update(node.outputs)
+    return constant
 
 
 def block_index(graph: ir.Graph, before: ir.Node, width: int, block_size: int) -> ir.Value:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from svd2onnx.graph import nodes
+from svd2onnx.graph.constant_folding import constants
 from svd2onnx.values.errors import ExportError
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -61,7 +62,7 @@ class _Narrowing:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._constant = _constants(graph)
+        self._constant = constants(graph)
         self._angles = _makers_of_angles(graph)
         self._done: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
@@ -121,16 +122,6 @@ class _Narrowing:
 
 def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in (_FLOAT, _HALF)
-
-
-def _constants(graph: ir.Graph) -> set[ir.Value]:
-    """What onnxruntime folds: initializers and what follows from them, but for DequantizeLinear."""
-    constant = set(graph.initializers.values())
-    for node in graph:
-        folded = node.inputs and all(value is None or value in constant for value in node.inputs)
-        if folded and node.op_type != "DequantizeLinear":
-            constant.update(node.outputs)
-    return constant
 
 
 def _makers_of_angles(graph: ir.Graph) -> set[ir.Node]:

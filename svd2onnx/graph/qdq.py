@@ -4,6 +4,7 @@
     Relu(MatMul)         =>  Max(MatMul, 0)                        and Clip likewise: only so does it fuse
     Gather(table, ids)   =>  see ``embedding_nodes``
     Conv(x, W)           =>  see ``convolution_nodes``
+    Stored(W)            =>  see ``stored_nodes``
 
 Weights are found by content, because the exporter renames, merges and transposes. Every MatMul gets
 initializers of its own: onnxruntime fuses the pair only when nothing else uses them.
@@ -20,8 +21,11 @@ import numpy as np
 import onnx_ir as ir
 
 from svd2onnx.graph import code_nodes, nodes
-from svd2onnx.graph.convolution_nodes import FoldedConvolution, fold_convolution
+from svd2onnx.graph.constant_folding import FoldedWeight
+from svd2onnx.graph.convolution_nodes import fold_convolution
 from svd2onnx.graph.embedding_nodes import dequantize_gather
+from svd2onnx.graph.stored_nodes import StoredNodes
+from svd2onnx.network.modules import STORED_OP
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import CompressedLayer, QuantizedTensor
 
@@ -45,8 +49,13 @@ class FusedMatMul:
         return asdict(self)
 
 
-QuantizedNode = FusedMatMul | FoldedConvolution
-_PLACES = {"linear": ("MatMul", 1), "embedding": ("Gather", 0), "convolution": ("Conv", 1)}
+QuantizedNode = FusedMatMul | FoldedWeight
+_PLACES = {
+    "linear": ("MatMul", 1),
+    "embedding": ("Gather", 0),
+    "convolution": ("Conv", 1),
+    "stored": (STORED_OP, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ def insert_dequantize(
     missing = {(entry.layer, entry.factor) for entries in wanted.values() for entry in entries}
     made: list[QuantizedNode] = []
     folded: dict[tuple[str, str], ir.Value] = {}
+    stored = StoredNodes(graph)
     for initializer in list(graph.initializers.values()):
         array = _float_matrix(initializer)
         planned = wanted.get(_digest(array)) if array is not None else None
@@ -85,8 +95,7 @@ def insert_dequantize(
             continue
         missing -= {(entry.layer, entry.factor) for entry in planned}
         for node, position in tuple(initializer.uses()):
-            # Layers of equal content take turns, so that each is named once.
-            entry = planned.pop(0) if len(planned) > 1 else planned[0]
+            entry = _taken(planned, (node.op_type, position))
             if (node.op_type, position) != entry.place:
                 raise ExportError(
                     f"the compressed weight of layer {entry.layer!r} is used by the {node.op_type} "
@@ -97,9 +106,12 @@ def insert_dequantize(
                 made.append(_dequantize_matmul(graph, node, entry, len(made)))
             elif entry.kind == "convolution":
                 made.append(fold_convolution(graph, node, entry.layer, entry.factor, entry.tensor, folded))
+            elif entry.kind == "stored":
+                stored.fold(node, entry.layer, entry.tensor)
             else:
                 dequantize_gather(graph, node, entry.layer, entry.tensor)
         graph.initializers.pop(str(initializer.name))
+    stored.finish()
     lost = {name for name, _ in missing} - set(dead)
     if lost:
         names = ", ".join(sorted(lost))
@@ -107,7 +119,18 @@ def insert_dequantize(
             f"the exported graph does not hold the compressed weights of: {names}; "
             "leave these layers in float with --exclude"
         )
-    return made
+    return [*made, *stored.folded]
+
+
+def _taken(planned: list[_Planned], place: tuple[str, int]) -> _Planned:
+    """What of ``planned`` is used at ``place``, or any if none is.
+
+    Layers of equal content take turns, so that each is named once.
+    """
+    entry = next((entry for entry in planned if entry.place == place), planned[0])
+    if sum(other.place == entry.place for other in planned) > 1:
+        planned.remove(entry)
+    return entry
 
 
 def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:

@@ -111,7 +111,8 @@ def measure_latency_model(
     timed = time_runs([reference], inputs, conditions.provider, conditions.threads, repeats=20)
     float_ms = float(typical(timed.seconds[:, 0])) * 1e3
     layers_ms = sum(times(site, None) for site in sites)
-    scale = min(1.0, _MOST_IN_LAYERS * float_ms / layers_ms)
+    # Of stored weights alone there is no time.
+    scale = min(1.0, _MOST_IN_LAYERS * float_ms / layers_ms) if layers_ms else 1.0
     return LatencyModel(reference, inputs, sites, times, float_ms, scale * layers_ms, scale)
 
 

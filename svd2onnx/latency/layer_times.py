@@ -41,12 +41,13 @@ def leading_axes(
 ) -> dict[str, list[Leading]]:
     """The axes of each site's inputs before the last, one entry for each call.
 
-    Of a table those of its ids; of a convolution all of them.
+    Of a table those of its ids; of a convolution all of them; none of a stored weight, which takes as long in
+    every form, because its operator computes on floats.
     """
     seen: dict[str, list[Leading]] = defaultdict(list)
     handles = []
     for site in sites:
-        for name in site.names if site.skip_reason is None else ():
+        for name in site.names if site.skip_reason is None and site.kind != "stored" else ():
 
             def note(_module: nn.Module, args: Any, site: LayerSite = site) -> None:
                 shape = tuple(args[0].shape)

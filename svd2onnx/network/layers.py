@@ -1,8 +1,9 @@
 """Find the weights that can be compressed, and say why the others cannot.
 
 The network is a traced one (``svd2onnx.tracing``), whose operators with weights are modules: an nn.Linear is
-a "linear" site, an nn.Embedding an "embedding" site, an nn.Conv1d, 2d or 3d a "convolution" site; every other
-module that owns parameters stays float. A weight that several modules share is one site.
+a "linear" site, an nn.Embedding an "embedding" site, an nn.Conv1d, 2d or 3d a "convolution" site, a
+StoredWeight a "stored" site; every other module that owns parameters stays float. A weight that several
+modules share is one site.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.network.convolution import CONVOLUTIONS, geometry_of
+from svd2onnx.network.modules import StoredWeight
 from svd2onnx.values.errors import PlanError, SourceError
 from svd2onnx.values.schema import BLOCK_SIZES, LayerSite
 
@@ -28,8 +30,9 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Conv1d: "convolution",
     nn.Conv2d: "convolution",
     nn.Conv3d: "convolution",
+    StoredWeight: "stored",
 }
-SMALLEST_WEIGHT = {"linear": 4096, "embedding": 4096, "convolution": 512}
+SMALLEST_WEIGHT = {"linear": 4096, "embedding": 4096, "convolution": 512, "stored": 4096}
 """Weights with fewer elements stay float: the nodes that store them outweigh the bytes, and a fused kernel of
 its own costs time, which convolutions, whose weights are made at load, do not need."""
 LARGEST_WEIGHT = 1e15
@@ -62,6 +65,8 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         if kind == "convolution":
             shape = (shape[0], math.prod(shape[1:]))
+        elif isinstance(module, StoredWeight):
+            shape = tuple(module.matrix.shape)
         sites.append(
             LayerSite(
                 name=names[0],
@@ -109,8 +114,9 @@ def select(
 
 
 def weight_of(model: nn.Module, site: LayerSite) -> Tensor:
-    """The float32 weight of ``site``, detached: [out, in], or [rows, width] of a table."""
-    weight = model.get_submodule(site.name).weight
+    """The float32 weight of ``site``, detached, as a matrix of the site's shape."""
+    module = model.get_submodule(site.name)
+    weight = module.matrix if isinstance(module, StoredWeight) else module.weight
     assert isinstance(weight, Tensor)
     return weight.detach().flatten(1)
 

@@ -3,11 +3,14 @@
 Each module's float tensors equal the dequantized codes bit for bit, and are laid out as ONNX wants
 them, so the exporter sees ordinary MatMul and Gather nodes, and putting DequantizeLinear before
 them later cannot change a value.
+
+A weight that some other operator takes comes from a module of its own, a ``StoredWeight``.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -94,6 +97,65 @@ class CompressedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., width]."""
         return functional.embedding(ids, self.table)
+
+
+STORED_DOMAIN, STORED_OP = "svd2onnx", "Stored"
+"""The node behind a stored weight in the graph that the exporter makes, until its codes are there."""
+
+
+class StoredWeight(nn.Module):
+    """A weight of any shape that an operator takes which is no layer: it is called without arguments.
+
+    As a matrix its first ``rows_of`` axes are the rows, and the others the columns: 1 of an LSTM's weight
+    [4 hidden, in] or a transposed convolution's [in, out / groups, *kernel], 2 of a batch [experts, in, out].
+
+    Raises:
+        ValueError: there are no axes left for the columns, or none are given for the rows.
+    """
+
+    def __init__(self, weight: nn.Parameter, rows_of: int = 1) -> None:
+        super().__init__()
+        if not 1 <= rows_of < weight.ndim:
+            raise ValueError(f"rows_of must be at least 1 and below the {weight.ndim} axes, not {rows_of}")
+        self.weight, self.rows_of = weight, rows_of
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix [rows, columns]."""
+        return self.weight.reshape(math.prod(self.weight.shape[: self.rows_of]), -1)
+
+    def forward(self) -> Tensor:
+        """The weight, in its shape."""
+        return self.weight
+
+
+def stored_at(model: nn.Module, name: str) -> StoredWeight:
+    """The stored weight called ``name``."""
+    module = model.get_submodule(name)
+    assert isinstance(module, StoredWeight)
+    return module
+
+
+class CompressedStored(nn.Module):
+    """A dequantized weight of ``shape``, kept as the matrix [rows, columns] that its codes are."""
+
+    matrix: Tensor
+
+    def __init__(self, layer: CompressedLayer, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.register_buffer("matrix", layer.weight())
+
+    def forward(self) -> Tensor:
+        """The weight, in its shape."""
+        matrix = self.matrix
+        if torch.compiler.is_exporting():
+            # The exporter computes what it can of constants, such as an LSTM's weight with its gates in
+            # another order, and the codes would not be found. It cannot behind a node that it does not know.
+            matrix = torch.onnx.ops.symbolic(
+                f"{STORED_DOMAIN}::{STORED_OP}", (matrix,), dtype=matrix.dtype, shape=matrix.shape, version=1
+            )
+        return matrix.reshape(self.shape)
 
 
 def _shifted(bias: Tensor | None, layer: CompressedLayer) -> Tensor | None:

@@ -11,7 +11,13 @@ from torch import fx, nn
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.network.layers import bias_of
-from svd2onnx.network.modules import CompressedConvolution, CompressedEmbedding, CompressedLinear
+from svd2onnx.network.modules import (
+    CompressedConvolution,
+    CompressedEmbedding,
+    CompressedLinear,
+    CompressedStored,
+    stored_at,
+)
 from svd2onnx.values.schema import CompressedLayer, LayerSite
 
 
@@ -37,6 +43,8 @@ def rewrite(
                 replacement = CompressedEmbedding(layer)
             elif site.kind == "convolution":
                 replacement = CompressedConvolution(layer, convolution_at(model, name))
+            elif site.kind == "stored":
+                replacement = CompressedStored(layer, stored_at(model, name).weight.shape)
             else:
                 replacement = CompressedLinear(layer, bias_of(model, name))
             store.keep_module(replacement)

@@ -111,7 +111,7 @@ def _given_plan(
         return uniform_plan(prepared.sites, settings.spec)
     if settings.method == "auto":
         return None
-    if not statistics:
+    if not statistics and any(site.multiplies and not site.skip_reason for site in prepared.sites):
         raise PlanError("--method svd measures each layer on calibration data: use --calibration-samples")
     spec, epsilon = settings.spec, settings.epsilon
     assert epsilon is not None  # settings give svd its default

@@ -8,7 +8,8 @@
     rank 0                     the bias alone
 
 Tables (embeddings) are quantized by rounding to nearest, whole rows at a time, and have no low-rank forms.
-Convolutions have dense forms and, without groups, pairs; corrections would cost them time.
+Convolutions have dense forms and, without groups, pairs; corrections would cost them time. Stored weights
+are quantized by rounding to nearest, and have dense forms only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.calibration.layer_statistics import LayerStatistics
-from svd2onnx.compression.realize import realize_forms, realize_table
+from svd2onnx.compression.realize import TO_NEAREST, realize_forms, realize_nearest
 from svd2onnx.compute.device import CPU
 from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.compute.progress import Track, silent
@@ -121,7 +122,7 @@ def forms_of(site: LayerSite) -> list[LayerForm]:
     """The compressed forms that suit ``site``, dense ones first, and take fewer bytes than float."""
     dense = {fitting_spec(site, QuantSpec(bits, block)): None for bits in BITS for block in BLOCKS}
     forms = [LayerForm(dense=spec) for spec in dense]
-    if site.kind != "embedding" and site.groups == 1 and site.shape[0] <= _MOST_OUTPUTS:
+    if site.multiplies and site.shape[0] <= _MOST_OUTPUTS:
         forms += _pairs(site)
     if site.kind == "linear":
         if site.shape[0] <= _MOST_OUTPUTS:
@@ -150,8 +151,8 @@ def priced(
     predict: Predictor = RelativeChange(weight)
     if statistics is not None and statistics.probes:
         predict = ErrorPredictor(statistics)
-    if site.kind == "embedding":
-        layers = [realize_table(weight, form) for form in forms]
+    if site.kind in TO_NEAREST:
+        layers = [realize_nearest(weight, site, form) for form in forms]
     else:
         made = realize_promising if only_promising else realize_forms
         layers = list(made(weight, forms, statistics, _SWEEPS))

@@ -63,7 +63,7 @@ def article_plan(
         raise PlanError(f"epsilon bounds a relative error and must be positive, not {epsilon}")
     plain = uniform_plan(sites, spec)
     forms, notes = dict(plain.forms), dict(plain.notes)
-    factored = [s for s in sites if s.kind != "embedding" and s.groups == 1 and s.name in forms]
+    factored = [site for site in sites if site.multiplies and site.name in forms]
     for site in track(factored, "Choosing ranks", len(factored)):
         dense = forms[site.name].dense
         assert dense is not None
@@ -83,12 +83,13 @@ def fitting_spec(site: LayerSite, spec: QuantSpec) -> QuantSpec:
 
     In onnxruntime 1.31, int2 codes with a number of outputs that is no multiple of 4 give wrong
     results, so they become int4, and int2 has fast kernels for blocks of 32 to 128 alone. A table's
-    rows must be whole blocks. A convolution's weight is made a float at load, and takes any.
+    rows must be whole blocks. The weight of a convolution and a stored one are made floats at load, and take
+    any.
     """
     rows, columns = site.shape
     if site.kind == "embedding":
         block = max(size for size in BLOCK_SIZES if size <= spec.block_size and columns % size == 0)
         return QuantSpec(spec.bits, block)
-    if spec.bits != 2 or site.kind == "convolution":
+    if spec.bits != 2 or site.kind in ("convolution", "stored"):
         return spec
     return QuantSpec(4 if rows % 4 else 2, min(max(spec.block_size, 32), 128))

@@ -15,6 +15,7 @@ arXiv 1902.08153, whose gradient of s differs in that there v moves with s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -152,6 +153,20 @@ class TrainedModule(nn.Module):
         (convolution,) = self._convolution
         y: Tensor = self.layer(x, convolution)
         return y if self.bias is None else y + _along_outputs(self.bias, convolution)
+
+
+class TrainedStored(nn.Module):
+    """What takes the place of a stored weight of ``shape``."""
+
+    def __init__(self, layer: TrainedLayer, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.shape = tuple(shape)
+
+    def forward(self) -> Tensor:
+        """The weight, in its shape."""
+        assert self.layer.dense is not None
+        return self.layer.dense.weight.reshape(self.shape)
 
 
 def _multiply(x: Tensor, weight: Tensor, convolution: Convolution | None) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.network.layers import weight_of
-from svd2onnx.network.modules import CompressedEmbedding
-from svd2onnx.retraining.straight_through import TrainedLayer, TrainedModule, TrainedTensor
+from svd2onnx.network.modules import CompressedEmbedding, stored_at
+from svd2onnx.retraining.straight_through import TrainedLayer, TrainedModule, TrainedStored, TrainedTensor
 from svd2onnx.values.schema import CompressedLayer, LayerSite
 
 
@@ -35,10 +35,10 @@ class Snapshot:
 class Student:
     """``network`` computes what ``rewrite`` would, and can be trained.
 
-    Trained are the linear layers in ``layers``, and every float parameter of at most one dimension that
-    the network has: biases and norms. Other tensors are those of ``model``, tables keep their codes.
-    Modules that share a weight share what is trained of it. A layer's ``bias_shift`` goes into the
-    biases of its modules where all have one; otherwise it is trained itself.
+    Trained are the linear layers, convolutions and stored weights in ``layers``, and every float parameter of
+    at most one dimension that the network has: biases and norms. Other tensors are those of ``model``, tables
+    keep their codes. Modules that share a weight share what is trained of it. A layer's ``bias_shift`` goes
+    into the biases of its modules where all have one; otherwise it is trained itself.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class Student:
         modules: list[nn.Module] = []
         if site.kind == "embedding":
             modules = [CompressedEmbedding(layer)] * len(site.names)
+        elif site.kind == "stored":
+            weight = TrainedLayer(layer, weight_of(self._model, site), trains_shift=False)
+            self._trained[site.name] = weight
+            modules = [TrainedStored(weight, stored_at(self._model, n).weight.shape) for n in site.names]
         else:
             biases = [getattr(self.network.get_submodule(name), "bias", None) for name in site.names]
             own = {id(bias): bias for bias in biases if bias is not None}

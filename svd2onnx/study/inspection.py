@@ -105,7 +105,7 @@ def _inspected(weight: Tensor | None, site: LayerSite, statistics: LayerStatisti
     if weight is None:
         return layer
     spectrum = used = None
-    if site.kind != "embedding":
+    if site.kind not in ("embedding", "stored"):
         spectrum = Spectrum.of(weight)
         if statistics is not None and statistics.covariance is not None:
             inputs = root(statistics.covariance.double(), _FLOOR)

@@ -54,7 +54,8 @@ class LayerSite:
     """Where a weight sits in the network, and whether it can be compressed.
 
     ``shape`` is that of the weight: [out, in] of a Linear, [rows, width] of an Embedding, and
-    [out, in / groups * kernel] of a convolution, whose weight is flattened.
+    [out, in / groups * kernel] of a convolution, whose weight is flattened. A "stored" weight, which some
+    other operator takes (a transposed convolution, an LSTM), is flattened to a matrix.
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
     one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
     form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
@@ -77,6 +78,11 @@ class LayerSite:
     @property
     def groups(self) -> int:
         return self.geometry.groups if self.geometry else 1
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its weight is a matrix that multiplies rows of inputs: it can be a low-rank pair."""
+        return self.kind in ("linear", "convolution") and self.groups == 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,6 +205,10 @@ class LayerForm:
             if columns % self.dense.block_size:
                 return f"its rows of {columns} are not whole blocks of {self.dense.block_size}"
             return None
+        if site.kind == "stored":
+            if self.factors or not self.dense:
+                return "a stored weight has a dense term and no pair"
+            return None if self.activations == "float" else "a stored weight is made a float at load"
         if site.kind == "convolution":
             if self.activations != "float":
                 return "convolutions compute in floats"

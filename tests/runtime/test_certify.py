@@ -73,6 +73,22 @@ def test_a_weight_that_is_made_at_load_is_folded_on_purpose(tmp_path: Path) -> N
     assert not certificate.cuda_graph_ok  # it was not asked on CUDA
 
 
+def test_of_a_stored_weight_only_the_making_counts(tmp_path: Path) -> None:
+    """Its entry names no node that runs."""
+    path = tmp_path / "graph.onnx"
+    float_matmul(path, np.ones((128, 64)))
+    model = onnx.load(path)
+    entry = FOLDED | {"node": "stored_0", "weight": "stored_0", "op": "Stored"}
+    onnx.helper.set_model_props(model, {"svd2onnx.matmuls": json.dumps([entry])})
+    onnx.save(model, path)
+    assert certify(path, "cpu", DIMS).folded == ("stored_0",)
+    model.graph.node[0].name = "stored_0/product"
+    onnx.save(model, path)
+    assert certify(path, "cpu", DIMS).unfused == (
+        ("stored_0", "its weight is made on every call, by MatMul stored_0/product"),
+    )
+
+
 def test_a_weight_that_is_made_on_every_call_is_not_folded(tmp_path: Path) -> None:
     """Named by the node that makes it, here one that onnxruntime does not fold."""
     path = tmp_path / "graph.onnx"

@@ -13,6 +13,7 @@ from svd2onnx.network.layers import discover
 from svd2onnx.planning.prediction import ErrorPredictor
 from svd2onnx.sources.model_file import Batch
 from tests.svd2onnx.networks import Images, batches_of, seeded
+from tests.svd2onnx.stored_networks import Bags, Experts, Recurrent, Upsampled, stored_batches
 
 
 class Grid(nn.Module):
@@ -96,4 +97,57 @@ def test_small_changes_cost_what_is_predicted(name: str) -> None:
         shift = -change.flatten(1) @ own.mean.float()
         module.bias = nn.Parameter(shift if module.bias is None else module.bias + shift)
     (predicted,) = ErrorPredictor(own)([-change.flatten(1)])
+    assert predicted == pytest.approx(mean_error(network, changed, batches, "mse"), rel=0.25)
+
+
+def test_a_stored_weight_has_one_gamma_for_each_batch() -> None:
+    network = seeded(Experts)
+    batches = stored_batches(network)
+    sites = discover(network, batches[0])
+    own = calibrate(network, sites, batches, "mse", batches)["experts"]
+    assert (own.mean, own.covariance, own.output_moment, own.gradient_moment) == (None,) * 4
+    assert [(probes.gammas.shape, probes.count) for probes in own.probes] == [
+        ((1, 128, 48), 12),
+        ((1, 128, 48), 7),
+    ]
+    assert calibrate(network, sites, batches) == {}
+
+
+def test_a_gamma_is_the_gradient_of_all_calls() -> None:
+    """Of the probe that was drawn, which is read at the network's output."""
+    network = seeded(Bags)
+    batch = stored_batches(network)[0]
+    probes: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        output.register_hook(probes.append)
+
+    sites = discover(network, batch)
+    handle = network.register_forward_hook(keep)
+    own = calibrate(network, sites, [], "mse", [batch])["mix"]
+    handle.remove()
+    network.mix.weight.requires_grad_()
+    network(**batch).backward(probes[0])
+    torch.testing.assert_close(own.probes[0].gammas[0].float(), network.mix.weight.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_gammas_of_a_large_weight_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "MOST_GAMMA_BYTES", 2 * 48 * 256)
+    network = seeded(Experts)
+    batches = stored_batches(network)
+    own = calibrate(network, discover(network, batches[0]), batches, "mse", batches, draws=2)
+    assert {name: len(statistics.probes) for name, statistics in own.items()} == {"experts": 2, "pairs": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Upsampled, "up"), (Recurrent, "hidden.0"), (Experts, "experts"), (Bags, "mix")]
+)
+def test_small_changes_of_stored_weights_cost_what_is_predicted(kind: type[nn.Module], name: str) -> None:
+    network, changed = seeded(kind), seeded(kind)
+    batches = stored_batches(network)
+    own = calibrate(network, discover(network, batches[0]), [], "mse", batches, draws=200)[name]
+    weight = changed.get_submodule(name).weight
+    change = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight += change
+    (predicted,) = ErrorPredictor(own)([-change.reshape(own.probes[0].gammas.shape[1:])])
     assert predicted == pytest.approx(mean_error(network, changed, batches, "mse"), rel=0.25)

@@ -7,9 +7,9 @@ from svd2onnx.calibration.calibrate import calibrate
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.compression.lowrank import factorize
 from svd2onnx.compression.quantize import quantize
-from svd2onnx.compression.realize import realize, realize_forms, realize_table
+from svd2onnx.compression.realize import realize, realize_forms, realize_nearest
 from svd2onnx.network.layers import discover, weight_of
-from svd2onnx.values.schema import CompressionPlan, LayerForm, QuantSpec
+from svd2onnx.values.schema import CompressionPlan, LayerForm, LayerSite, QuantSpec
 from tests.svd2onnx.networks import Mlp, batches_of, seeded
 
 FORMS = [
@@ -60,9 +60,10 @@ def test_the_article_rounds_the_truncated_decomposition_to_nearest() -> None:
     assert layers["second"].form == LayerForm(spec)
 
 
-def test_a_table_is_rounded_to_nearest() -> None:
+@pytest.mark.parametrize("kind", ["embedding", "stored"])
+def test_a_table_and_a_stored_weight_are_rounded_to_nearest(kind: str) -> None:
     table = torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
-    layer = realize_table(table, LayerForm(QuantSpec(4, 16)))
+    layer = realize_nearest(table, LayerSite("table", kind, (40, 48)), LayerForm(QuantSpec(4, 16)))
     assert torch.equal(layer.weight(), quantize(table, QuantSpec(4, 16)).dequantize())
-    assert layer.kind == "embedding"
+    assert layer.kind == kind
     assert layer.bias_shift is None

@@ -15,6 +15,7 @@ from svd2onnx.planning.fixed_rules import uniform_plan
 from svd2onnx.values.schema import CompressionPlan, LayerForm, QuantSpec
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp, seeded
+from tests.svd2onnx.stored_networks import stored
 
 
 class Branches(nn.Module):
@@ -52,6 +53,22 @@ def test_all_layers_of_a_whole_network_live() -> None:
 def test_what_feeds_a_layer_of_rank_0_alone_is_dead() -> None:
     assert dead_layers(compressed("second")[0], NAMES, X) == {"first", "gate"}
     assert dead_layers(compressed("gate")[0], NAMES, X) == set()
+
+
+def test_a_stored_weight_that_feeds_a_layer_of_rank_0_alone_is_dead() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.late, self.linear = stored(64, 64), stored(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + self.linear(x @ self.mix())) @ self.late()
+
+    network = seeded(Mixed)
+    sites = discover(network, X)
+    forms = {**uniform_plan(sites, QuantSpec(4, 32)).forms, "linear": LayerForm()}
+    rewritten = rewrite(network, sites, realize(network, sites, CompressionPlan("auto", forms), {}))
+    assert dead_layers(rewritten, ("mix", "late", "linear"), X) == {"mix"}
 
 
 def test_dead_layers_are_missing_in_the_file_and_nothing_is_said(tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from svd2onnx.latency.latency_model import LatencyModel, read_table, target_ratio
+from svd2onnx.compute.progress import silent
+from svd2onnx.graph.export import export_float
+from svd2onnx.latency.latency_model import LatencyModel, measure_latency_model, read_table, target_ratio
 from svd2onnx.latency.layer_times import LayerTimes
+from svd2onnx.network.layers import discover
 from svd2onnx.planning.candidates import Candidate
 from svd2onnx.values.errors import PlanError, Svd2OnnxError
 from svd2onnx.values.schema import CompressionPlan, LayerForm, LayerSite, QuantSpec
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable, LayerKey, LayerLatency
+from tests.svd2onnx.networks import seeded
+from tests.svd2onnx.stored_networks import Bags, stored_batches
 
 FORM = LayerForm(QuantSpec(4, 32))
 SITES = [LayerSite(name, "linear", (64, 64)) for name in ("first", "second")]
@@ -36,6 +41,19 @@ def test_what_is_allowed_leaves_the_rest_its_time(latency_model: LatencyModel) -
     assert latency_model.allowed_ms(1.0) == pytest.approx(6.0)
     assert latency_model.allowed_ms(0.55) == pytest.approx(1.5)
     assert latency_model.allowed_ms(0.3) < 0
+
+
+def test_stored_weights_alone_change_no_time(tmp_path: Path) -> None:
+    network = seeded(Bags)
+    batch = stored_batches(network)[0]
+    reference = tmp_path / "float.onnx"
+    export_float(network, batch, {"ids": {0: "batch"}}, reference)
+    table = LatencyTable(Conditions.here("cpu", 1), {})
+    sites = discover(network, batch)
+    clock = measure_latency_model(
+        network, sites, reference, table, sizes={"batch": 2}, activations=("float",), track=silent
+    )
+    assert clock.predicted_ratio(CompressionPlan("auto", {"mix": FORM})) == 1
 
 
 def test_a_measured_file_sets_the_clock(latency_model: LatencyModel) -> None:

@@ -12,6 +12,7 @@ from svd2onnx.network.layers import discover
 from svd2onnx.values.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx_runtime.latency_table import Conditions, LatencyTable, LayerKey, LayerLatency
 from tests.svd2onnx.networks import CalledTwice, Images, TiedHead, TiedLinears, batches_of, seeded
+from tests.svd2onnx.stored_networks import Experts, stored_batches
 
 SPEC = QuantSpec(4, 32)
 EMPTY = LatencyTable(Conditions.here("cpu", 1), {})
@@ -34,6 +35,17 @@ def test_leading_axes_are_those_of_each_call() -> None:
     for kind, name in ((TiedLinears, "first"), (CalledTwice, "linear")):
         network, batch = seeded(kind), {"x": torch.ones(6, 64)}
         assert leading_axes(network, discover(network, batch), batch) == {name: [(6,), (6,)]}
+
+
+def test_a_stored_weight_takes_no_time_of_its_own() -> None:
+    network = seeded(Experts)
+    batch = stored_batches(network)[0]
+    sites = discover(network, batch)
+    leading = leading_axes(network, sites, batch)
+    assert leading == {}
+    menu = {site.name: [None, LayerForm(SPEC)] for site in sites}
+    assert measure(EMPTY, sites, leading, menu).entries == {}
+    assert LayerTimes(EMPTY, leading, 0)(sites[0], LayerForm(SPEC)) == 0
 
 
 def test_what_is_known_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 from svd2onnx.network.convolution import geometry_of
 from svd2onnx.network.layers import bias_of, discover, select, weight_of
+from svd2onnx.network.modules import StoredWeight
 from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import PlanError, SourceError
 from svd2onnx.values.schema import LayerSite
@@ -258,6 +259,30 @@ def test_a_convolution_is_found_with_its_flat_weight(
 def test_a_small_convolution_stays_float() -> None:
     x = torch.zeros(2, 16, 9, 9)
     assert reason_of(nn.Conv2d(16, 4, 1), x) == "only 64 weights: too small to pay"
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "shape"), [(1, (8, 1152)), (2, (256, 36)), (3, (1536, 6))], ids=["first", "two", "three"]
+)
+def test_a_stored_weight_is_found_as_a_matrix(rows_of: int, shape: tuple[int, int]) -> None:
+    weight = nn.Parameter(torch.randn(8, 32, 6, 6))
+    network = Applied(lambda self, x: x + self.w().sum() + self.w().mean(), w=StoredWeight(weight, rows_of))
+    (site,) = discover(network.eval(), {"x": torch.zeros(2, 3)})
+    assert site == LayerSite("w", "stored", shape, calls=2)
+    assert site.copies == 1
+    assert torch.equal(weight_of(network, site), weight.reshape(shape))
+
+
+def test_a_small_stored_weight_stays_float() -> None:
+    network = Applied(lambda self, x: x + self.w().sum(), w=StoredWeight(nn.Parameter(torch.randn(63, 65))))
+    (site,) = discover(network.eval(), {"x": torch.zeros(2, 3)})
+    assert site.skip_reason == "only 4095 weights: too small to pay"
+
+
+@pytest.mark.parametrize("rows_of", [0, 2])
+def test_a_stored_weight_has_rows_and_columns(rows_of: int) -> None:
+    with pytest.raises(ValueError, match="below the 2 axes"):
+        StoredWeight(nn.Parameter(torch.randn(4, 4)), rows_of)
 
 
 def test_only_one_kind() -> None:

@@ -8,10 +8,16 @@ from torch import Tensor, nn
 
 from svd2onnx.compression.quantize import quantize
 from svd2onnx.compression.realize import realize_forms
-from svd2onnx.network.modules import CompressedConvolution, CompressedEmbedding, CompressedLinear
+from svd2onnx.network.modules import (
+    CompressedConvolution,
+    CompressedEmbedding,
+    CompressedLinear,
+    CompressedStored,
+)
 from svd2onnx.network.rewrite import rewrite
 from svd2onnx.values.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
 from tests.svd2onnx.networks import NETWORKS, TiedLinears, batches_of, compress, seeded
+from tests.svd2onnx.stored_networks import Experts, stored_batches
 
 SPEC = QuantSpec(4, 32)
 
@@ -139,3 +145,26 @@ def test_a_layer_deep_inside_is_replaced_where_it_is() -> None:
     assert isinstance(result[0][1], CompressedLinear)
     assert type(result[1]) is nn.Linear
     assert not result.training
+
+
+def test_a_stored_weight_is_its_codes_in_the_shape_it_had() -> None:
+    network = seeded(Experts)
+    result = compress(network, stored_batches(network), SPEC)
+    module = result.network.experts
+    assert isinstance(module, CompressedStored)
+    assert torch.equal(module(), result.layers["experts"].dense.dequantize().reshape(4, 32, 48))
+    assert not torch.equal(module(), network.experts())
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (LayerForm(rank=16, factors=SPEC), "no pair"),
+        (LayerForm(), "a dense term"),
+        (LayerForm(SPEC, activations="int8"), "made a float"),
+        (LayerForm(QuantSpec(2, 256)), None),
+    ],
+)
+def test_forms_that_a_stored_weight_cannot_have(form: LayerForm, said: str | None) -> None:
+    problem = form.problem_with(LayerSite("w", "stored", (35, 90)))
+    assert problem is None if said is None else problem is not None and said in problem

@@ -16,7 +16,9 @@ import svd2onnx
 from svd2onnx.pipeline import final_report
 from svd2onnx.reporting.report import LatencyReport
 from svd2onnx.values.errors import SourceError, Svd2OnnxError
-from tests.svd2onnx.networks import Mlp
+from svd2onnx_runtime import certify
+from tests.svd2onnx.networks import Mlp, seeded
+from tests.svd2onnx.stored_networks import Experts
 
 QUICK: dict[str, Any] = {"method": "quantize", "bits": 8, "provider": "cpu"}
 
@@ -157,3 +159,16 @@ def test_a_network_on_a_gpu_stays_there(tmp_path: Path) -> None:
     report = svd2onnx.compress(network, batches, tmp_path / "mlp.onnx", **QUICK)
     assert report.deployed.fidelity > 0.999
     assert all(own.is_cuda for own in network.parameters())
+
+
+def test_a_network_of_stored_weights_alone(tmp_path: Path) -> None:
+    """From prices to the file; --method svd has no pair for them, and quantizes plainly."""
+    network = seeded(Experts)
+    batches = [torch.randn(16, 4, 32, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    path = tmp_path / "experts.onnx"
+    report = svd2onnx.compress(network, batches, path, provider="cpu", target_size="0.3x")
+    assert [(layer.kind, layer.form != "float") for layer in report.layers] == [("stored", True)] * 2
+    assert report.strict_fidelity > 0.9
+    plain = svd2onnx.compress(network, batches, path, provider="cpu", method="svd")
+    assert {layer.form for layer in plain.layers} == {"int4/32"}
+    assert certify(path, "cpu", {"batch": 2}).summary == "2 folded of 2"

@@ -13,6 +13,7 @@ from svd2onnx.planning.candidates import BLOCKS, candidates, forms_of
 from svd2onnx.planning.fixed_rules import uniform_plan
 from svd2onnx.values.schema import BITS, CompressionPlan, LayerForm, LayerSite, QuantSpec
 from tests.svd2onnx.networks import Embedded, Mlp, Tokens, batches_of, seeded
+from tests.svd2onnx.stored_networks import Experts, stored_batches
 
 sites = st.one_of(
     st.builds(
@@ -28,6 +29,13 @@ sites = st.one_of(
         st.just("embedding"),
         st.tuples(st.integers(1, 700), st.integers(1, 20).map(lambda n: 16 * n)),
         calls=st.integers(1, 3),
+    ),
+    st.builds(
+        LayerSite,
+        st.just("a"),
+        st.just("stored"),
+        st.tuples(st.integers(1, 700), st.integers(1, 700)),
+        calls=st.integers(1, 9),
     ),
 )
 
@@ -131,3 +139,23 @@ def test_layers_without_gradients_are_priced_by_their_weights(calibrated: bool) 
     expected = float(change.square().sum() / weight.square().sum())
     assert errors[LayerForm(QuantSpec(4, 32))] == pytest.approx(expected, rel=1e-4)
     assert torch.isfinite(torch.tensor(list(errors.values()))).all()
+
+
+def test_stored_weights_have_dense_forms_of_all_widths_and_are_stored_once() -> None:
+    forms = forms_of(LayerSite("a", "stored", (96, 41), calls=3))
+    assert {form.dense.bits for form in forms if form.dense} == set(BITS)
+    assert not any(form.factors for form in forms)
+    assert LayerForm() not in forms
+
+
+def test_stored_weights_are_priced_by_their_gradients() -> None:
+    network = seeded(Experts)
+    batches = stored_batches(network)
+    sites = discover(network, batches[0])
+    menu = candidates(network, sites, calibrate(network, sites, batches, "mse", batches, draws=4))
+    assert set(menu) == {"experts", "pairs"}
+    for options in menu.values():
+        errors = {c.form.dense.bits: c.error for c in options if c.form and c.form.dense.block_size == 64}
+        assert 0 < errors[8] < errors[4] < errors[2]
+    (by_weight,) = [c for c in candidates(network, sites, {})["pairs"] if c.form == options[1].form]
+    assert by_weight.error != options[1].error

@@ -31,6 +31,7 @@ def test_a_uniform_plan_gives_every_usable_layer_its_spec() -> None:
         ("linear", (66, 64), QuantSpec(2, 32), QuantSpec(4, 32)),  # int2 goes wrong in onnxruntime
         ("linear", (66, 64), QuantSpec(8, 32), QuantSpec(8, 32)),
         ("embedding", (100, 48), QuantSpec(4, 64), QuantSpec(4, 16)),
+        ("stored", (65, 70), QuantSpec(2, 16), QuantSpec(2, 16)),
         ("embedding", (100, 192), QuantSpec(8, 128), QuantSpec(8, 64)),
         ("embedding", (101, 64), QuantSpec(2, 32), QuantSpec(2, 32)),
     ],

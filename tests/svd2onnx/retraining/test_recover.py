@@ -35,6 +35,7 @@ from tests.svd2onnx.networks import (
     compress,
     seeded,
 )
+from tests.svd2onnx.stored_networks import Experts, Recurrent, stored_batches
 
 COARSE = QuantSpec(2, 32)
 FORMS = {
@@ -43,6 +44,17 @@ FORMS = {
     "both": LayerForm(COARSE, 16, QuantSpec(4, 16)),
     "none": LayerForm(),
 }
+
+
+class Behind(nn.Module):
+    """x [batch, 6, 40] -> [batch, 6, 48]: stored weights behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.recurrent = nn.Linear(40, 40), Recurrent()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.recurrent(self.linear(x))
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +246,20 @@ def test_one_seed_gives_one_result() -> None:
     )
 
 
+def test_stored_weights_are_trained() -> None:
+    """Under the linear layer of an LSTM, whose outputs may come in bfloat16."""
+    network = seeded(Behind)
+    batches = [stored_batches(network.recurrent, seed)[0] for seed in range(8)]
+    result = compress(network, batches, QuantSpec(2, 64))
+    recovered = recover(network, result.sites, result.layers, batches, "mse", 40)
+    assert recovered.after < 0.9 * recovered.before
+    layers = [result.layers[name] for name in ("recurrent.inputs.0", "recurrent.gru_hidden")]
+    for before, name in zip(layers, ("recurrent.inputs.0", "recurrent.gru_hidden"), strict=True):
+        after = recovered.layers[name]
+        assert not torch.equal(after.weight(), before.weight())
+        assert (after.kind, after.form, after.stored_bytes) == ("stored", before.form, before.stored_bytes)
+
+
 def test_the_student_starts_as_the_compressed_network() -> None:
     for kind in (Vectors, Tokens):
         result = compressed(kind, FORMS["both"])
@@ -244,6 +270,15 @@ def test_the_student_starts_as_the_compressed_network() -> None:
         snapshot = student.snapshot()
         for name, layer in result.layers.items():
             assert torch.equal(snapshot.layers[name].weight(), layer.weight())
+
+
+def test_the_student_has_stored_weights_in_their_shapes() -> None:
+    network = seeded(Experts)
+    batches = stored_batches(network)
+    result = compress(network, batches, QuantSpec(4, 32))
+    student = Student(network, result.sites, result.layers)
+    with torch.no_grad():
+        torch.testing.assert_close(student.network(**batches[0]), result.network(**batches[0]))
 
 
 def test_gradients_reach_codes_scales_biases_and_norms_alone() -> None:

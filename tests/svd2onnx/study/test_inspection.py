@@ -103,6 +103,22 @@ def test_layers_without_a_spectrum_say_why(model_file: Path) -> None:
     assert layers["norm"].note == "LayerNorm layers are kept in float"
 
 
+def test_a_stored_weight_has_gains_and_no_spectrum(write_model_file: Write) -> None:
+    source = write_model_file(
+        ("self.first, self.norm,", "self.mix, self.norm,"),
+        (
+            "nn.Linear(64, 128), nn.LayerNorm",
+            "StoredWeight(nn.Parameter(torch.randn(64, 128))), nn.LayerNorm",
+        ),
+        ("self.first(self.table(ids))", "self.table(ids) @ self.mix()"),
+        ("import torch\n", "import torch\nfrom svd2onnx.network.modules import StoredWeight\n"),
+    )
+    layer = layers_of(source)["mix"]
+    assert (layer.kind, layer.shape, layer.spectrum) == ("stored", (64, 128), None)
+    assert set(layer.gains) == {"8 bits", "4 bits"}
+    assert 0 < layer.gains["8 bits"].predicted_error < layer.gains["4 bits"].predicted_error
+
+
 def test_a_layer_that_no_form_makes_smaller_says_so(write_model_file: Write) -> None:
     source = write_model_file(
         ("torch.relu(self.norm(self.first(self.table(ids))))", "self.often(self.table(ids))"),
