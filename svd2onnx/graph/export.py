@@ -25,6 +25,7 @@ from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
 from svd2onnx.sources.model_file import DynamicShapes
+from svd2onnx.tracing.recurrent import any_length
 from svd2onnx.values.errors import ExportError, one_line
 from svd2onnx.values.schema import CompressedLayer
 from svd2onnx.values.settings import AnyPath
@@ -132,7 +133,7 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
-    with _quiet_exporter(), plain_outputs(traced) as outputs:
+    with _quiet_exporter(), any_length(), plain_outputs(traced) as outputs:
         try:
             program = torch.onnx.export(
                 traced.module,

@@ -45,7 +45,7 @@ def _pairs(network: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     times = Counter(node.target for node in calls)
     owners = Counter(id(getattr(module, "weight", None)) for module in set(modules.values()))
     for node, norm in modules.items():
-        before = node.args[0]
+        before = next(iter(node.args), None)
         if type(norm) not in _NORMS or not isinstance(before, fx.Node):
             continue
         layer = modules.get(before)

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from svd2onnx.network.modules import StoredWeight
 from svd2onnx.network.rewrite import find
 from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+from svd2onnx.tracing.stored import StoredArgument, stored_arguments
 
 _ASSERTIONS = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size",
@@ -118,6 +120,9 @@ class _Builder:
             layer = layer_of(node, self._constants)
             if layer is not None:
                 self._replace(node, layer)
+                continue
+            for argument in stored_arguments(node, self._constants):
+                self._store(node, argument)
 
     def keep_the_rest(self) -> None:
         """The tensors and parts of the graph that other operators take."""
@@ -145,7 +150,9 @@ class _Builder:
         parameters = {name: self._parameter(own.tensor) for name, own in layer.weights.items()}
         key = (operator_of(node), layer.settings, *(id(own) for own in parameters.values()))
         if key not in self._made:
-            self._made[key] = self._unused(*self._names.of_layer(node, self._aliases(layer)))
+            self._made[key] = self._unused(
+                *self._names.of_layer(node, self._aliases(next(iter(layer.weights.values()))))
+            )
             put(self.root, self._made[key], _with(layer.build(), parameters))
         with self._graph.inserting_before(node):
             x = self._steps(layer.input, layer.before)
@@ -155,8 +162,18 @@ class _Builder:
         node.replace_all_uses_with(result)
         self._graph.erase_node(node)
 
-    def _aliases(self, layer: Layer) -> list[str]:
-        weight: Constant = next(iter(layer.weights.values()))
+    def _store(self, node: fx.Node, argument: StoredArgument) -> None:
+        parameter = self._parameter(argument.weight.tensor)
+        key = ("stored", argument.rows_of, id(parameter))
+        if key not in self._made:
+            self._made[key] = self._unused(*self._names.of_layer(node, self._aliases(argument.weight)))
+            put(self.root, self._made[key], StoredWeight(parameter, argument.rows_of))
+        with self._graph.inserting_before(node):
+            call = self._graph.create_node("call_module", self._made[key], ())
+        call.meta = dict(argument.node.meta)
+        node.replace_input_with(argument.node, call)
+
+    def _aliases(self, weight: Constant) -> list[str]:
         return [alias for name in weight.names for alias in self._names.of_tensor(name, self._tensors[name])]
 
     def _steps(self, node: fx.Node, steps: Sequence[Step]) -> fx.Node:

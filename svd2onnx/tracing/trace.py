@@ -20,6 +20,7 @@ from svd2onnx.network.decoder import Traced
 from svd2onnx.network.outputs import is_named, names_of, tensors_of
 from svd2onnx.tracing.graph_network import as_network, flattened, unlifted
 from svd2onnx.tracing.names import Names
+from svd2onnx.tracing.recurrent import any_length
 from svd2onnx.values.errors import ExportError, SourceError, one_line
 
 _TORCH = Path(torch.__file__).parent
@@ -99,7 +100,7 @@ def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[st
     # Around the modules of an encoder PyTorch has one operator, which hides their layers.
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), any_length():
             return torch.export.export(network, (), dict(arguments), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if isinstance(error, ExportError):
