@@ -38,10 +38,10 @@ class EvaluationResult:
     """Fidelity and metric of a graph, and the metric of its reference, on ``provider``.
 
     Fidelity and errors are of the one output ``output`` that the objective judges; ``outputs`` has what each
-    lost, that one too, in the graph's order. Errors are per sample, as the objective counts them (rows, tokens or batch entries).
-    ``standard_error`` is that of ``mean_error``; it takes samples as independent, which tokens of
-    one text are not. It is None for one sample. ``worst_sample`` counts from 0 over all batches
-    (masked tokens left out).
+    lost, that one too, in the graph's order. Errors are per sample, as the objective counts them (rows,
+    tokens or batch entries). ``standard_error`` is that of ``mean_error``; it takes samples as independent,
+    which tokens of one text are not. It is None for one sample. ``worst_sample`` counts from 0 over all
+    batches (masked tokens left out).
     """
 
     provider: str

@@ -62,12 +62,12 @@ def sample_errors(objective: str, reference: Array, output: Array, mask: Array |
     for start in range(0, len(reference), step):
         rows = slice(start, start + step)
         pair = reference[rows].astype(np.float64), output[rows].astype(np.float64)
-        lost = np.zeros(len(pair[0]), bool)
+        lost: Array = np.zeros(len(pair[0]), bool)
         if same is not None:
             for own in pair:
                 own[same[rows]] = 0.0
         if objective != "kl":
-            lost = np.isinf(pair[0]).any(axis=1) & ~np.isnan(pair[1]).any(axis=1)
+            lost |= np.isinf(pair[0]).any(axis=1) & ~np.isnan(pair[1]).any(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
             errors[rows] = np.where(lost, 1.0, measure(*pair))
     bad = int(np.isnan(errors).sum())
@@ -112,7 +112,7 @@ def _kl(reference: Errors, output: Errors) -> Errors:
 
     Rows that rule out all classes have no distribution, and are equal to one another.
     """
-    none = np.isneginf(reference).all(axis=1) & np.isneginf(output).all(axis=1)
+    none: Array = (np.maximum(reference, output) == -np.inf).all(axis=1)
     if none.any():
         reference, output = (np.where(none[:, None], 0.0, logits) for logits in (reference, output))
     log_p, log_q = _log_softmax(reference), _log_softmax(output)

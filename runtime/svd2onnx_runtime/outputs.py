@@ -1,8 +1,8 @@
 """What is lost of each output of a network, collected over batches.
 
 One output is judged by the objective: the one that is named, or else the first of floating-point numbers. Of
-the others, floats have the error |output - reference|^2 / |reference|^2 and integers and booleans the share of
-elements that differ, each of all their values together: nobody said where their samples lie.
+the others, floats have the error |output - reference|^2 / |reference|^2, and integers and booleans the share
+of elements that differ, each of all their values together: nobody said where their samples lie.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class OutputFidelity:
     """What one output lost; 1 is a perfect copy.
 
     ``objective`` is what it was measured by: the network's for the output that is judged, "mse" for other
-    floats, and "equal elements" (their share) for integers and booleans. ``masked`` is the share of its values
-    that is masked by ``masks`` and left out, see ``svd2onnx_runtime.masking``.
+    floats, and "equal elements" (their share) for integers and booleans. ``masked`` is the share of its
+    values that is masked by ``masks`` and left out, see ``svd2onnx_runtime.masking``.
     """
 
     name: str
@@ -57,9 +57,7 @@ class OutputErrors:
         self._errors: list[Array] = []
         self._losses = [_Loss() for _ in names]
 
-    def add(
-        self, references: Sequence[Array], outputs: Sequence[Array], batch: Mapping[str, Array]
-    ) -> None:
+    def add(self, references: Sequence[Array], outputs: Sequence[Array], batch: Mapping[str, Array]) -> None:
         """One batch: what the float network gives, and what the other gives.
 
         Raises:

@@ -58,7 +58,8 @@ def calibrate(
     """Run ``model`` over ``batches`` and gather the statistics of each usable site, by site name.
 
     With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
-    ``held_out``, ``draws`` of each, for the output at ``place`` (None: the first of floats); without it, only mean, covariance and samples of what multiplies.
+    ``held_out``, ``draws`` of each; they are of the output at ``place``, see ``judged_output``. Without it,
+    only mean, covariance and samples of what multiplies.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies in

@@ -115,9 +115,7 @@ class Builder:
         self._export(build, path)
         arrays = (as_arrays(arguments_of(prepared.model, batch)) for batch in shown)
         objective, provider, output = prepared.objective, prepared.provider, prepared.output
-        return evaluate(
-            path, workspace.float32, arrays, None, objective, provider, output=output
-        ).mean_error
+        return evaluate(path, workspace.float32, arrays, None, objective, provider, output=output).mean_error
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""

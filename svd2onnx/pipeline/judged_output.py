@@ -1,4 +1,4 @@
-"""Which output of a network is judged: its name is looked up in the float32 graph, where outputs have names."""
+"""Which output of a network is judged: its name is looked up in the float32 graph."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ _CACHED = 1 << 26
 class Teacher:
     """The float network, and the distance of another one to it."""
 
-    def __init__(
-        self, model: nn.Module, objective: str, example: Batch, place: int | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, objective: str, example: Batch, place: int | None = None) -> None:
         self.model, self.objective, self.place = model, objective, place
         row = next(_rows(arguments_of(model, example), 1))
         with torch.no_grad():

@@ -5,8 +5,8 @@
     inputs(split) -> batches          split is "calibration", "recovery" or "evaluation"; each batch is a
                                       dict of tensors by argument name, and of labels under other names;
                                       optional arguments: data, a folder, and those of build
-    objective                         "cosine", "kl" or "mse" (default "mse"), of the first output; "boxes=mse"
-                                      of the one of this name
+    objective                         "cosine", "kl" or "mse" (default "mse"), of the first output; or
+                                      "boxes=mse", of the one of this name
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
     dynamic_shapes                    optional; {argument: {dimension: name}}, as torch.export takes it

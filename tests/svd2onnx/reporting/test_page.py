@@ -89,7 +89,7 @@ def test_the_page_says_what_the_report_says() -> None:
             "13.0%",
             "90.30 MB",
             "0.9894",
-            "256 samples",
+            "256 held-out samples",
             "0.83",
         ),
         *("8.30 ms", "80.00 ms", "passed", "37 fused of 37", "inputs were taken as equal", "torch 2.13.0"),
