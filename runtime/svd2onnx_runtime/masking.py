@@ -56,7 +56,7 @@ def masked(reference: Array) -> Array | None:
     if not large.any():
         return None
     values = mask_values(reference[large])
-    return np.isin(reference, values) if values.size else None
+    return np.asarray(np.isin(reference, values)) if values.size else None
 
 
 def same_masked(reference: Array, output: Array) -> Array | None:
@@ -68,6 +68,6 @@ def same_masked(reference: Array, output: Array) -> Array | None:
     if found is None:
         return None
     stand_in = np.abs(reference) > _STANDS_FOR_INFINITY
-    stand_in &= (np.sign(reference) == np.sign(output)) & (np.abs(output) >= LARGE)
-    found &= (output == reference) | stand_in
-    return found if found.any() else None
+    stand_in = stand_in & (np.sign(reference) == np.sign(output)) & (np.abs(output) >= LARGE)
+    same = np.asarray(found & ((output == reference) | stand_in))
+    return same if same.any() else None

@@ -121,7 +121,7 @@ class _Loss:
             self.is_exact = True
             self._power += reference.size
             fits = reference.shape == output.shape
-            self._error += np.count_nonzero(reference != output) if fits else reference.size
+            self._error += int(np.count_nonzero(reference != output)) if fits else reference.size
         elif reference.shape == output.shape:
             same = same_masked(reference, output)
             self._add_floats(name, *(_kept(own, same) for own in (reference, output)))
@@ -181,7 +181,7 @@ def _is_float(array: Array) -> bool:
 
 def _kept(array: Array, left_out: Array | None) -> np.ndarray[Any, np.dtype[np.float64]]:
     """In float64, and 0 where it is left out."""
-    result = array.astype(np.float64)
+    result = np.array(array, np.float64)  # a copy, and an array where a single number was none
     if left_out is not None:
         result[left_out] = 0.0
     return result

@@ -141,7 +141,7 @@ def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
             f"the exported graph gives shape {output.shape}, where the network gives shape {reference.shape}"
         )
     same = same_masked(reference, output)
-    values, wanted = (own.astype(np.float64) for own in (output, reference))
+    values, wanted = (np.array(own, np.float64) for own in (output, reference))
     if same is not None:
         values[same] = wanted[same] = 0.0
     bad = int((~np.isfinite(values) | ~np.isfinite(wanted)).sum())

@@ -25,7 +25,7 @@ def parse_objective(text: str) -> Objective:
     output, separator, kind = str(text).rpartition("=")
     if kind not in OBJECTIVES or (separator and not output):
         raise PlanError(
-            f"the objective must be one of {OBJECTIVES}, or OUTPUT=KIND with one of these for an output of "
-            f"that name, not {text!r}"
+            f"the objective must be one of {OBJECTIVES}, not {text!r}; with the name of an output before it, "
+            "as in boxes=mse, it is of that output"
         )
     return Objective(kind, output if separator else None)

@@ -190,7 +190,7 @@ def test_what_is_nearly_the_same_does_not_look_the_same() -> None:
     latency = (LatencyReport(1, 0.0471, 0.0502, 0.94),)
     text = Page(render(a_report(deployed=deployed, latency=latency, strict_fidelity=1.0))).text
     assert "Fidelity 0.99999" in text
-    assert "strict fidelity 1.00000" in text
+    assert "strict fidelity, on held-out samples 1.00000" in text
     assert "0.94 times float32's time (0.047 against 0.050 ms)" in text
 
 
