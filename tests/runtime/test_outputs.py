@@ -17,7 +17,7 @@ def collected(pairs: list[tuple[np.ndarray, np.ndarray]], **options: str) -> dic
 
 def test_floats_by_their_size_and_labels_by_those_that_are_equal() -> None:
     found = collected(
-        [(FLOATS, FLOATS), (FLOATS, FLOATS + [[0, 1], [0, 2]]), (LABELS, np.array([1, 2, 3, 9]))],
+        [(FLOATS, FLOATS), (FLOATS, FLOATS + np.array([[0, 1], [0, 2]])), (LABELS, np.array([1, 2, 3, 9]))],
         objective="cosine",
     )
     assert [(own.objective, own.fidelity) for own in found.values()] == [
@@ -37,7 +37,7 @@ def test_the_first_of_floats_is_judged_unless_another_is_named() -> None:
 
 
 def test_an_unknown_output_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputsError, match="'boxes'.*logits, masks"):
+    with pytest.raises(InputsError, match=r"'boxes'.*logits, masks"):
         OutputErrors(["logits", "masks"], "mse", "boxes")
 
 
@@ -57,7 +57,7 @@ def test_constants_have_nothing_to_lose_and_numbers_without_an_axis_count() -> N
 def test_masked_values_are_counted_and_named() -> None:
     reference = FLOATS.copy()
     reference[:, 1] = -np.inf
-    output = reference + [[0.3, 0], [0, 0]]
+    output = reference + np.array([[0.3, 0], [0, 0]])
     for judged in (0, 1):
         pairs = [(FLOATS, FLOATS), (FLOATS, FLOATS)]
         pairs[judged] = reference, output

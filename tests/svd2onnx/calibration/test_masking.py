@@ -7,8 +7,8 @@ from torch import Tensor
 
 from svd2onnx.calibration.masking import masked, unmasked
 from svd2onnx.calibration.probes import batch_errors, probe
-from svd2onnx_runtime import sample_errors
 from svd2onnx_runtime import masking as rule
+from svd2onnx_runtime import sample_errors
 
 OBJECTIVES = ("cosine", "kl", "mse")
 SMALLEST = torch.finfo(torch.float32).min

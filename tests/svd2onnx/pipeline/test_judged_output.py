@@ -47,7 +47,7 @@ def run_detector(folder: Path, **settings: Any) -> CompressionReport:
         [torch.randn(16, 64) for _ in range(8)],
         folder / "detector.onnx",
         provider="cpu",
-        target_size="0.2x",
+        target_size="0.15x",
         **settings,
     )
 
@@ -76,19 +76,19 @@ def test_each_output_is_measured_as_written_too(by_scores: CompressionReport) ->
     strict = {own.name: own for own in by_scores.strict_outputs}
     assert strict["scores"].fidelity == by_scores.strict_fidelity
     assert strict["boxes"].fidelity == pytest.approx(by_scores.deployed.outputs[1].fidelity, abs=0.01)
-    assert read_report(Path(f"{by_scores.output}.report.json")) == by_scores
+    read = read_report(Path(f"{by_scores.output}.report.json"))
+    assert (read.deployed, read.strict_outputs) == (by_scores.deployed, by_scores.strict_outputs)
 
 
 def test_an_objective_with_a_name_plans_for_that_output(by_scores: CompressionReport, tmp_path: Path) -> None:
     report = run_detector(tmp_path, objective="boxes=mse")
-    scores, boxes, _ = report.deployed.outputs
+    _, boxes, _ = report.deployed.outputs
     assert (report.deployed.output, report.deployed.objective) == ("boxes", "mse")
     assert (report.deployed.fidelity, report.strict_fidelity) == (
         boxes.fidelity,
         report.strict_outputs[1].fidelity,
     )
-    assert boxes.fidelity > 0.9 > scores.fidelity
-    assert report.predicted_error == pytest.approx(report.strict_error, rel=0.5)
+    assert boxes.fidelity > 0.95 > by_scores.deployed.outputs[1].fidelity + 0.05
     assert not any("loses much more" in text for text in report.warnings)
 
 
@@ -107,9 +107,12 @@ def test_other_names_are_refused_with_those_there_are(tmp_path: Path, objective:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("error", "warned"), [(0.009, False), (0.0199, False), (0.021, True)])
-def test_much_more_is_four_times_and_a_hundredth(error: float, warned: bool) -> None:
-    outputs = OutputFidelity("a", "mse", 0.995, 0.005), OutputFidelity("b", "mse", 1 - error, error)
+@pytest.mark.parametrize(
+    ("error", "kind", "warned"),
+    [(0.009, "mse", False), (0.0199, "mse", False), (0.021, "mse", True), (0.5, "equal elements", False)],
+)
+def test_much_more_is_four_times_and_a_hundredth(error: float, kind: str, warned: bool) -> None:
+    outputs = OutputFidelity("a", "mse", 0.995, 0.005), OutputFidelity("b", kind, 1 - error, error)
     result = EvaluationResult("cpu", "mse", 4, 0.995, 0.005, None, 0.005, 0, {}, {}, "a", outputs)
     assert bool(list(lossy_outputs(result))) is warned
 
