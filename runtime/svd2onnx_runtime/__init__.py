@@ -21,6 +21,7 @@ from svd2onnx_runtime.generate import Generation, generate
 from svd2onnx_runtime.machine import gpu_count
 from svd2onnx_runtime.memory import Footprint, measure_footprint
 from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
+from svd2onnx_runtime.outputs import OutputErrors, OutputFidelity
 from svd2onnx_runtime.roofline import Roofline, measure_roofline
 from svd2onnx_runtime.session import open_session, provider_of, run, synthetic_inputs
 from svd2onnx_runtime.timing import TimedRuns, time_runs
@@ -38,6 +39,8 @@ __all__ = [
     "GraphTiming",
     "InputsError",
     "InstallationError",
+    "OutputErrors",
+    "OutputFidelity",
     "ProviderError",
     "Roofline",
     "Svd2OnnxError",

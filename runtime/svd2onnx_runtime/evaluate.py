@@ -1,4 +1,4 @@
-"""Accuracy of a graph against the float32 original: fidelity of the outputs, and the task's metric.
+"""Accuracy of a graph against the float32 original: fidelity of every output, and the task's metric.
 
 Both graphs run over the same batches in default sessions, so the numbers are what a user gets. One that
 takes keys and values of a past gets an empty one, and those that it gives are no results.
@@ -22,8 +22,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from svd2onnx_runtime.errors import InputsError, naming
-from svd2onnx_runtime.objectives import fidelity, sample_errors, token_mask
+from svd2onnx_runtime.errors import naming
+from svd2onnx_runtime.objectives import fidelity
+from svd2onnx_runtime.outputs import OutputErrors, OutputFidelity
 from svd2onnx_runtime.past import results_of
 from svd2onnx_runtime.session import Array, Session, open_reference, open_session, provider_of, run
 
@@ -36,10 +37,11 @@ Summary: TypeAlias = Callable[[dict[str, Array]], dict[str, float]]
 class EvaluationResult:
     """Fidelity and metric of a graph, and the metric of its reference, on ``provider``.
 
-    Errors are per sample, as the objective counts them (rows, tokens or batch entries).
-    ``standard_error`` is that of ``mean_error``; it takes samples as independent, which tokens of
-    one text are not. It is None for one sample. ``worst_sample`` counts from 0 over all batches
-    (masked tokens left out).
+    Fidelity and errors are of the one output ``output`` that the objective judges; ``outputs`` has what each
+    lost, that one too, in the graph's order. Errors are per sample, as the objective counts them (rows,
+    tokens or batch entries). ``standard_error`` is that of ``mean_error``; it takes samples as independent,
+    which tokens of one text are not. It is None for one sample. ``worst_sample`` counts from 0 over all
+    batches (masked tokens left out).
     """
 
     provider: str
@@ -52,6 +54,8 @@ class EvaluationResult:
     worst_sample: int
     metric: dict[str, float]
     reference_metric: dict[str, float]
+    output: str | None = None
+    outputs: tuple[OutputFidelity, ...] = ()
 
 
 def evaluate(
@@ -63,32 +67,29 @@ def evaluate(
     provider: str = "auto",
     *,
     summary: Summary | None = None,
+    output: str | None = None,
 ) -> EvaluationResult:
     """Run ``path`` and ``reference`` over ``batches`` and compare them.
 
-    Fidelity is that of the first output; "kl" counts only the tokens of a batch's "attention_mask"
-    if that has the shape of the logits without their last axis. Raises InputsError for no batches,
-    ProviderError and GraphError.
+    Fidelity is that of ``output``, or of the first of floating-point numbers; "kl" counts only the tokens of
+    a batch's "attention_mask" if that has the shape of the logits without their last axis. Raises InputsError
+    for no batches and for an output that there is not, ProviderError and GraphError.
     """
     session, original = open_session(path, provider), open_reference(reference, provider)
-    errors: list[Array] = []
+    errors = OutputErrors(results_of(original), objective, output)
     scores, original_scores = _Scores(summary), _Scores(summary)
     for batch in batches:
         with naming(path):
             outputs = run(session, batch, results_of(session))
         with naming(reference):
             expected = run(original, batch, results_of(original))
-        first, first_expected = next(iter(outputs.values())), next(iter(expected.values()))
-        mask = token_mask(objective, first_expected, batch)
         with naming(path):
-            errors.append(sample_errors(objective, first_expected, first, mask))
+            errors.add(list(expected.values()), list(outputs.values()), batch)
         if metric is not None:
             rows = _rows(session, batch)
             scores.add(metric(outputs, dict(batch)), rows)
             original_scores.add(metric(expected, dict(batch)), rows)
-    every = np.concatenate(errors) if errors else np.empty(0)
-    if not every.size:
-        raise InputsError("expected at least one sample to compare, found none: give more batches")
+    judged, every = errors.judged()
     mean = float(every.mean())
     worst = int(every.argmax())
     return EvaluationResult(
@@ -102,6 +103,8 @@ def evaluate(
         worst_sample=worst,
         metric=scores.result(),
         reference_metric=original_scores.result(),
+        output=judged,
+        outputs=errors.every(),
     )
 
 

@@ -5,7 +5,9 @@
     kl       KL(softmax(reference) || softmax(output))  token, in nats           exp(-error)
     mse      |output - reference|^2 / |reference|^2     sample (first axis)      1 - error
 
-A fidelity of 1 is a perfect copy. All sums are in float64.
+A fidelity of 1 is a perfect copy. All sums are in float64. Masked values, such as -inf (see
+``svd2onnx_runtime.masking``), are left out; a row or sample whose reference is infinite where the output is
+not has an error of 1. For "kl" a logit of -inf is a class of probability 0.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svd2onnx_runtime.errors import InputsError
+from svd2onnx_runtime.masking import same_masked
 
 Array: TypeAlias = NDArray[Any]
 Errors: TypeAlias = NDArray[np.float64]
@@ -45,17 +48,28 @@ def sample_errors(objective: str, reference: Array, output: Array, mask: Array |
     width = math.prod(reference.shape[len(expected) :])
     reference = reference.reshape(math.prod(expected), width)
     output = output.reshape(reference.shape)
+    # For "kl" they have no say as it is. Found in the whole, because a mask is told by its repeated value.
+    same = None if objective == "kl" else same_masked(reference, output)
     if mask is not None:
         if mask.shape != expected:
             raise InputsError(f"the mask must be {list(expected)}, found {list(mask.shape)}")
-        reference, output = reference[mask.ravel() != 0], output[mask.ravel() != 0]
+        kept = mask.ravel() != 0
+        reference, output = reference[kept], output[kept]
+        same = None if same is None else same[kept]
     measure = _OBJECTIVES[objective]
     errors = np.empty(len(reference))
     step = max(1, _CHUNK // max(width, 1))
     for start in range(0, len(reference), step):
         rows = slice(start, start + step)
+        pair = reference[rows].astype(np.float64), output[rows].astype(np.float64)
+        lost: Array = np.zeros(len(pair[0]), bool)
+        if same is not None:
+            for own in pair:
+                own[same[rows]] = 0.0
+        if objective != "kl":
+            lost |= np.isinf(pair[0]).any(axis=1) & ~np.isnan(pair[1]).any(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
-            errors[rows] = measure(reference[rows].astype(np.float64), output[rows].astype(np.float64))
+            errors[rows] = np.where(lost, 1.0, measure(*pair))
     bad = int(np.isnan(errors).sum())
     if bad:
         raise InputsError(
@@ -94,7 +108,13 @@ def _cosine(reference: Errors, output: Errors) -> Errors:
 
 
 def _kl(reference: Errors, output: Errors) -> Errors:
-    """[rows, classes] logits twice -> [rows] nats; -inf logits are classes ruled out."""
+    """[rows, classes] logits twice -> [rows] nats; -inf logits are classes ruled out.
+
+    Rows that rule out all classes have no distribution, and are equal to one another.
+    """
+    none: Array = (np.maximum(reference, output) == -np.inf).all(axis=1)
+    if none.any():
+        reference, output = (np.where(none[:, None], 0.0, logits) for logits in (reference, output))
     log_p, log_q = _log_softmax(reference), _log_softmax(output)
     p = np.exp(log_p)
     terms = np.where(p == 0, 0.0, p * (log_p - log_q))

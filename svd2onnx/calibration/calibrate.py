@@ -23,7 +23,7 @@ from svd2onnx.calibration.accumulation import (
     is_sound,
 )
 from svd2onnx.calibration.layer_statistics import LayerStatistics
-from svd2onnx.calibration.network_error import first_output
+from svd2onnx.calibration.network_error import judged_output
 from svd2onnx.calibration.probes import probe
 from svd2onnx.compute.device import device_of
 from svd2onnx.compute.device_store import DeviceStore
@@ -44,8 +44,9 @@ SMALL_BATCH = 512
 MOST_PROBE_BYTES = 3 << 30
 """Of probes together: large networks are judged on fewer samples."""
 _NO_GRADIENTS = (
-    "no gradients reach the layers from the network's first output, which calibration needs: forward must "
-    "not use torch.no_grad, detach or argmax on the way; --calibration-samples 0 does without"
+    "no gradients reach the layers from the output that is judged, which calibration needs: name another one "
+    "with --objective OUTPUT=KIND; or let forward not use torch.no_grad, detach or argmax on the way; "
+    "--calibration-samples 0 does without"
 )
 
 
@@ -56,6 +57,7 @@ def calibrate(
     objective: str | None = None,
     held_out: Iterable[Batch] = (),
     *,
+    place: int | None = None,
     draws: int = 1,
     seed: int = 0,
     store: TensorStore | None = None,
@@ -63,7 +65,8 @@ def calibrate(
     """Run ``model`` over ``batches`` and gather the statistics of each usable site, by site name.
 
     With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
-    ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
+    ``held_out``, ``draws`` of each; they are of the output at ``place``, see ``judged_output``. Without it,
+    only mean, covariance and samples of what multiplies.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies in
@@ -83,11 +86,11 @@ def calibrate(
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        _observe(model, owners, batch, objective, draws=0, generator=generator, store=sums)
+        _observe(model, owners, batch, objective, place, draws=0, generator=generator, store=sums)
     for batch in held_out:
         if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
             break
-        _observe(model, owners, batch, objective, draws=draws, generator=generator, store=sums)
+        _observe(model, owners, batch, objective, place, draws=draws, generator=generator, store=sums)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):
             raise SourceError(
@@ -153,6 +156,7 @@ def _observe(
     owners: dict[nn.Module, AnyGatherer],
     batch: Batch,
     objective: str | None,
+    place: int | None,
     *,
     draws: int,
     generator: torch.Generator,
@@ -222,7 +226,7 @@ def _observe(
         # What is packed must be no node of the graph itself, or it would never be freed.
         in_store = saved_tensors_hooks(lambda tensor: store.hold(tensor.detach()), lambda held: held)
         with torch.set_grad_enabled(objective is not None), in_store:
-            output = first_output(model, batch)
+            output = judged_output(model, batch, place)
             if objective is not None:
                 if not output.requires_grad:
                     raise SourceError(_NO_GRADIENTS)

@@ -13,6 +13,8 @@ because E v v^T = I, and because the covariance of the score, grad log p, is the
 Hessian of the KL divergence. Rows and tokens are probed independently, so that their cross terms vanish in
 expectation and one backward pass serves all.
 
+Masked values, such as -inf (see ``svd2onnx_runtime.masking``), are left out: no layer decides them.
+
 Source: Gauss-Newton and its sampled form, Martens, "New insights and perspectives on the natural gradient
 method" (arXiv 1412.1193), sections 8 and 9.
 """
@@ -26,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from svd2onnx.calibration.masking import unmasked
 from svd2onnx.sources.model_file import Batch
 
 
 def probe(objective: str, output: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-    """A probe of ``output``, the network's first: (scalar L, number of errors in the batch).
+    """A probe of ``output``, the one that is judged: (scalar L, number of errors in the batch).
 
     An output of zeros is not probed: it costs a constant to change it at all. Half the mean of
     (dL/dy . d)^2, summed over the batch and divided by that number, estimates the mean error. A batch's
@@ -47,24 +50,27 @@ def batch_errors(objective: str, reference: Tensor, output: Tensor, batch: Batch
 
 
 def _cosine_probe(output: Tensor, _batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+    (output,) = unmasked(output)
     unit = _divided(output, output.norm(dim=-1, keepdim=True))
     return (unit * _normal(unit, generator)).sum(), math.prod(output.shape[:-1])
 
 
 def _kl_probe(logits: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-    logits = _counted(logits, batch)
+    logits = _with_distribution(_counted(logits, batch))
     with torch.no_grad():
         labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator).to(logits.device)
     return -functional.cross_entropy(logits, labels[:, 0], reduction="sum"), len(logits)
 
 
 def _mse_probe(output: Tensor, _batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+    (output,) = unmasked(output)
     flat = output.flatten(1) if output.ndim > 1 else output[:, None]
     size = flat.detach().norm(dim=1, keepdim=True)
     return math.sqrt(2) * (_divided(flat, size) * _normal(flat, generator)).sum(), len(flat)
 
 
 def _cosine_errors(reference: Tensor, output: Tensor, _batch: Batch) -> Tensor:
+    reference, output = unmasked(reference, output)
     difference = functional.normalize(output, dim=-1) - functional.normalize(reference, dim=-1)
     errors = difference.square().sum(-1).flatten() / 2
     silent = [(rows == 0).all(dim=-1).flatten() for rows in (reference, output)]
@@ -73,11 +79,15 @@ def _cosine_errors(reference: Tensor, output: Tensor, _batch: Batch) -> Tensor:
 
 
 def _kl_errors(reference: Tensor, output: Tensor, batch: Batch) -> Tensor:
-    log_p, log_q = (_counted(logits, batch).log_softmax(-1) for logits in (reference, output))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    counted = (_counted(logits, batch) for logits in (reference, output))
+    log_p, log_q = (_with_distribution(logits).log_softmax(-1) for logits in counted)
+    p = log_p.exp()
+    # Of classes that are ruled out, infinity less infinity would be no number.
+    return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(-1)
 
 
 def _mse_errors(reference: Tensor, output: Tensor, _batch: Batch) -> Tensor:
+    reference, output = unmasked(reference, output)
     power = reference.reshape(len(reference), -1).square().sum(1)
     error = (output - reference).reshape(len(reference), -1).square().sum(1)
     relative = error / torch.where(power == 0, torch.ones_like(power), power)
@@ -90,6 +100,12 @@ def _counted(logits: Tensor, batch: Batch) -> Tensor:
     if mask is not None and mask.shape == logits.shape[:-1]:
         return logits[mask.bool().to(logits.device)]
     return logits.reshape(-1, logits.shape[-1])
+
+
+def _with_distribution(logits: Tensor) -> Tensor:
+    """Logits of 0 in rows that rule out every class, which have no distribution."""
+    none = logits.detach().isneginf().all(dim=-1, keepdim=True)
+    return logits.masked_fill(none, 0) if bool(none.any()) else logits
 
 
 def _divided(rows: Tensor, size: Tensor) -> Tensor:

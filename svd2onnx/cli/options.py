@@ -75,9 +75,10 @@ _SOURCE_AND_DATA = (
     ),
     cloup.option(
         "--objective",
-        type=click.Choice(["cosine", "kl", "mse"]),
+        metavar="[OUTPUT=]KIND",
         help="What fidelity compares: the direction of outputs (cosine, for embeddings), their distribution "
-        "(kl, for logits) or their values (mse).  [default: as SOURCE says, or mse]",
+        "(kl, for logits) or their values (mse); of the first output, or of the one that is named, as in "
+        "boxes=mse.  [default: as SOURCE says, or mse]",
     ),
     cloup.option(
         "--calibration-samples",

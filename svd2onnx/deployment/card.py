@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from svd2onnx.deployment.artifact import Artifact
+from svd2onnx.reporting.output_lines import output_lines
 from svd2onnx.reporting.templating import templates
 from svd2onnx.reporting.wording import counted_forms, number, size
 from svd2onnx.values.errors import ReportError
@@ -36,6 +37,7 @@ def card(artifact: Artifact, file: str, media_types: Mapping[str, str] | None = 
             signature=artifact.signature,
             file=file,
             data=artifact.data.name if artifact.data else None,
+            outputs=output_lines(report),
             forms=counted_forms(report.layers),
             operator=report.settings.get("operator"),
             threads=report.settings.get("threads") or "all",

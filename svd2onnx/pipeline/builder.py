@@ -110,12 +110,12 @@ class Builder:
         shown = prepared.track(batches, "Measuring", len(batches))
         if not build.integer_layers:
             original, compressed = prepared.placed(prepared.model, build.network)
-            return mean_error(original, compressed, shown, prepared.objective)
+            return mean_error(original, compressed, shown, prepared.objective, prepared.judged)
         path = workspace.graph.with_name("measured.onnx")
         self._export(build, path)
         arrays = (as_arrays(arguments_of(prepared.model, batch)) for batch in shown)
-        objective, provider = prepared.objective, prepared.provider
-        return evaluate(path, workspace.float32, arrays, None, objective, provider).mean_error
+        objective, provider, output = prepared.objective, prepared.provider, prepared.output
+        return evaluate(path, workspace.float32, arrays, None, objective, provider, output=output).mean_error
 
     def recovered(self, build: Build, steps: int) -> Build:
         """``build`` after brief retraining on the recovery split."""
@@ -128,6 +128,7 @@ class Builder:
             batches,
             prepared.objective,
             steps,
+            place=prepared.judged,
             seed=prepared.settings.seed,
             track=prepared.track,
             device=prepared.passes,
@@ -194,7 +195,8 @@ class Builder:
             self.workspace.float32,
             (as_arrays(b) for b in prepared.track(batches, "Evaluating", len(batches))),
             source.metric,
-            source.objective,
+            prepared.objective,
             prepared.provider,
             summary=source.summary,
+            output=prepared.output,
         )

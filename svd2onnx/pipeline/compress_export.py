@@ -16,6 +16,7 @@ from svd2onnx.pipeline.as_handed_in import check_as_handed_in
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.final_report import final_report
 from svd2onnx.pipeline.goal_choice import check_goal, choose_goal, resolved_provider
+from svd2onnx.pipeline.judged_output import with_judged_output
 from svd2onnx.pipeline.plan_search import search_plan
 from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.pipeline.run_files import RunFiles
@@ -55,6 +56,7 @@ def compress_export(
     with run_cache(settings, output) as cache, files.drafted(settings) as drafts:
         prepared = prepare(source, settings, data, track)
         prepared.export_float(drafts.float32)
+        prepared = with_judged_output(prepared, drafts.float32)
         check_as_handed_in(prepared, drafts.float32)
         memo = memo_of_run(cache, prepared, drafts.float32)
         workspace = Workspace(drafts.graph, drafts.float32, memo, memo.decompose(prepared.device))

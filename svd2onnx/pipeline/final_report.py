@@ -21,10 +21,17 @@ from svd2onnx.reporting.report import (
     file_digest,
     tool_versions,
 )
+from svd2onnx.sources import live, load
 from svd2onnx.sources.model_file import arguments_of, as_arrays
+from svd2onnx.sources.source import Source
 from svd2onnx.values.schema import CompressedLayer, CompressionPlan, LayerSite
-from svd2onnx_runtime import certify, graph_bytes
+from svd2onnx_runtime import EvaluationResult, certify, graph_bytes
 from svd2onnx_runtime.machine import device_name
+from svd2onnx_runtime.outputs import EQUAL
+
+_MUCH = 0.01
+_TIMES = 4.0
+"""An output loses much more than the judged one with an error above both: so large, and so many times its."""
 
 
 def final_report(found: Found, builder: Builder, *, output: Path, started: float) -> CompressionReport:
@@ -38,8 +45,11 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
     evaluation = prepared.evaluation
     batches = prepared.track(evaluation, "Verifying", len(evaluation))
     original = prepared.load_again()
-    strict = check_strict(builder.exact(), build.network, original, batches, prepared.objective)
+    strict = check_strict(
+        builder.exact(), build.network, original, batches, prepared.objective, prepared.output
+    )
     del original
+    deployed = builder.deployed()
     arguments = arguments_of(prepared.model, evaluation[0])
     file_bytes, external = graph_bytes(draft), weights_file(draft)
     gauge = found.choice.gauge if found.choice else 1.0
@@ -56,13 +66,15 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
         strict_relative_error=strict.relative_error,
         strict_fidelity=strict.fidelity,
         strict_error=strict.mean_error,
-        deployed=builder.deployed(),
+        strict_outputs=strict.outputs,
+        deployed=deployed,
+        measured_on=measured_on(prepared.source),
         certificate=certify(draft, prepared.provider, inputs=as_arrays(arguments)),
         latency=tuple(time_file(prepared, workspace, arguments)),
         layers=tuple(layer_reports(prepared.sites, build.plan, build.layers)),
         sha256=file_digest(draft),
         seconds=time.perf_counter() - started,
-        warnings=tuple(_warnings(prepared)),
+        warnings=tuple(_warnings(prepared, deployed)),
         versions=tool_versions(),
         retraining=build.retraining,
         curve=tuple(found.goal.curve(build.plan, file_bytes, gauge)),
@@ -78,7 +90,33 @@ def predicted_error(plan: CompressionPlan, choice: Choice | None) -> float | Non
     return total if total is None or choice is None else total * choice.gauge
 
 
-def _warnings(prepared: Prepared) -> Iterator[str]:
+def measured_on(source: Source) -> str:
+    """What the fidelity of a file of ``source`` is of. A model file's split is held out by its author."""
+    if not source.calibrated:
+        return "random inputs"
+    if any(text in source.warnings for text in (load.NOT_HELD_OUT, live.NOT_HELD_OUT)):
+        return "calibration samples, not held out"
+    return "held-out samples"
+
+
+def lossy_outputs(deployed: EvaluationResult) -> Iterator[str]:
+    """A warning for each output that lost much more than the one that was planned for.
+
+    Integers are left out: labels change at the least error, and none can be planned for.
+    """
+    others = (own for own in deployed.outputs if own.name != deployed.output and own.objective != EQUAL)
+    for own in others:
+        if own.mean_error > max(_MUCH, _TIMES * deployed.mean_error):
+            yield (
+                f"output {own.name!r} loses much more than {deployed.output!r}, which was planned for: its "
+                f"fidelity is {own.fidelity:.4f} ({own.objective}), against {deployed.fidelity:.4f} "
+                f"({deployed.objective}); --objective {own.name}=KIND plans for it"
+            )
+
+
+def _warnings(prepared: Prepared, deployed: EvaluationResult) -> Iterator[str]:
+    if prepared.output is None:
+        yield from lossy_outputs(deployed)
     if prepared.settings.dtype == "float16" and prepared.provider == "cpu":
         yield (
             "float16 was measured on the CPU, which casts it to float32 and back: the fidelity holds "

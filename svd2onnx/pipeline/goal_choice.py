@@ -149,13 +149,14 @@ def priced_menu(
 
 def _dropped(prepared: Prepared, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
     objective, judging, axes = prepared.objective, prepared.judging, prepared.row_axes
+    place, track = prepared.judged, prepared.track
     (network,) = prepared.placed(prepared.model)
     # Of a language model every token has an error, so that one row will do.
-    each = max(1, error_count(network, first_rows(judging[0], 1, axes), objective))
+    each = max(1, error_count(network, first_rows(judging[0], 1, axes), objective, place))
     few = first_rows(judging[0], -(-_DROP_ERRORS // each), axes)
     droppable = {site.name for site in prepared.sites if site.kind == "linear"}
     means = {n: own.mean for n, own in statistics.items() if n in droppable and own.mean is not None}
-    return drop_errors(network, means, few, objective, prepared.track)
+    return drop_errors(network, means, few, objective, place=place, track=track)
 
 
 def read_plan(path: Path, prepared: Prepared) -> CompressionPlan:

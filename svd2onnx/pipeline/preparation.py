@@ -25,6 +25,7 @@ from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
 from svd2onnx.sources.rows import RowAxes, exact_rows, named_axes, row_axes
 from svd2onnx.sources.source import Source
 from svd2onnx.values.errors import ExportError, SourceError, one_line
+from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.schema import LayerSite
 from svd2onnx.values.settings import AnyPath, Settings
 from svd2onnx_runtime.session import resolve_provider
@@ -56,6 +57,8 @@ class Prepared:
     obstacle: str | None = None
     load_again: Callable[[], nn.Module] = _not_loaded
     """The network as the user handed it in, loaded anew."""
+    judged: int | None = None
+    """The place of the output that is judged, see ``judged_output``; None for the first of floats."""
 
     @cached_property
     def provider(self) -> str:
@@ -73,7 +76,13 @@ class Prepared:
 
     @property
     def objective(self) -> str:
-        return self.source.objective
+        """Its kind: "cosine", "kl" or "mse"."""
+        return parse_objective(self.source.objective).kind
+
+    @property
+    def output(self) -> str | None:
+        """The name of the output that is judged, where the source or the settings say it."""
+        return parse_objective(self.source.objective).output
 
     @property
     def calibrates(self) -> bool:

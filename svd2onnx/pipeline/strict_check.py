@@ -6,6 +6,9 @@ question, which ``svd2onnx_runtime.evaluate`` answers.
 
 A file that takes keys and values of the past reads every text in pieces, the last ones of one token, and must
 give the logits that the network, which has no cache, gives for the whole.
+
+Masked values, such as -inf (``svd2onnx_runtime.masking``), must be equal, and do not count in the size of an
+output, or a single -1e9 would let everything else pass.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from torch import nn
 from svd2onnx.network.outputs import tensors_of
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.values.errors import VerificationError, one_line
-from svd2onnx_runtime import fidelity, open_session, run, sample_errors, token_mask
+from svd2onnx_runtime import OutputErrors, OutputFidelity, fidelity, open_session, run
 from svd2onnx_runtime.generate import logits_in_pieces
-from svd2onnx_runtime.past import past_names
+from svd2onnx_runtime.masking import same_masked
+from svd2onnx_runtime.past import past_names, results_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -36,12 +40,16 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class StrictCheck:
-    """``relative_error`` is the worst over outputs and batches; the others are against float32."""
+    """``relative_error`` is the worst over outputs and batches; the others are against float32.
+
+    ``fidelity`` and ``mean_error`` are of the output that is judged, ``outputs`` of each.
+    """
 
     relative_error: float
     fidelity: float
     mean_error: float
     batches: int
+    outputs: tuple[OutputFidelity, ...]
 
 
 def check_model(path: Path) -> None:
@@ -60,16 +68,24 @@ def check_model(path: Path) -> None:
 
 
 def check_strict(
-    path: Path, compressed: nn.Module, original: nn.Module, batches: Iterable[Batch], objective: str
+    path: Path,
+    compressed: nn.Module,
+    original: nn.Module,
+    batches: Iterable[Batch],
+    objective: str,
+    output: str | None = None,
 ) -> StrictCheck:
     """Compare the file at ``path`` with ``compressed``, and both with ``original``.
 
+    ``output`` names the one that ``objective`` judges; None is the first of floating-point numbers.
+
     Raises:
-        VerificationError: an output differs by more than TOLERANCE, or is not finite.
+        VerificationError: an output differs by more than TOLERANCE, or is not finite where the network's is.
     """
     check_model(path)
     session = open_session(path, "cpu", strict=True)
-    worst, count, errors = 0.0, 0, []
+    errors = OutputErrors(results_of(session), objective, output)
+    worst, count = 0.0, 0
     for batch in batches:
         arguments = arguments_of(compressed, batch)
         feed = as_arrays(batch)
@@ -82,12 +98,10 @@ def check_strict(
                 f"output, and at most {TOLERANCE:.0e} is rounding: the file was not written; "
                 "please report the network"
             )
-        reference = originals[0]
-        mask = token_mask(objective, reference, feed)
-        errors.append(sample_errors(objective, reference, outputs[0], mask))
+        errors.add(originals, outputs, feed)
         count += 1
-    mean = float(np.concatenate(errors).mean())
-    return StrictCheck(worst, fidelity(objective, mean), mean, count)
+    mean = float(errors.judged()[1].mean())
+    return StrictCheck(worst, fidelity(objective, mean), mean, count, errors.every())
 
 
 def comparable(
@@ -118,16 +132,24 @@ def outputs_of(model: nn.Module, arguments: Batch) -> list[np.ndarray]:
 
 def _real(logits: np.ndarray, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Zero where padding stands: what a network gives there is no one's concern, and depends on the rest."""
-    return [logits * (feed["attention_mask"] > 0)[..., None]]
+    return [np.where((feed["attention_mask"] > 0)[..., None], logits, 0)]
 
 
 def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
-    if output.shape != reference.shape or not np.isfinite(output).all():
+    if output.shape != reference.shape:
         raise VerificationError(
-            f"the exported graph gives shape {output.shape} with "
-            f"{int((~np.isfinite(output)).sum())} values not finite, "
-            f"where the network gives shape {reference.shape}"
+            f"the exported graph gives shape {output.shape}, where the network gives shape {reference.shape}"
         )
-    size = float(np.linalg.norm(reference.astype(np.float64)))
-    difference = float(np.linalg.norm(output.astype(np.float64) - reference.astype(np.float64)))
+    same = same_masked(reference, output)
+    values, wanted = (np.array(own, np.float64) for own in (output, reference))
+    if same is not None:
+        values[same] = wanted[same] = 0.0
+    bad = int((~np.isfinite(values) | ~np.isfinite(wanted)).sum())
+    if bad:
+        raise VerificationError(
+            f"the exported graph gives shape {output.shape} with {bad} values that are not finite, or are "
+            "finite where the network's are not; infinite values must be equal in both, and none may be NaN"
+        )
+    size = float(np.linalg.norm(wanted))
+    difference = float(np.linalg.norm(values - wanted))
     return difference / size if size else difference

@@ -39,7 +39,7 @@ class Workspace:
 def memo_of_run(cache: Cache, prepared: Prepared, float32: Path) -> DiskMemo:
     """For all that depends on the network, whose float32 graph is ``float32``, and on its batches."""
     settings = prepared.settings
-    mode = prepared.gradients_of if settings.calibration_samples else "no data"
+    mode = (prepared.gradients_of, prepared.judged) if settings.calibration_samples else "no data"
     asked = settings.resume or settings.cache is not None
     # Written for an interruption that may not come, the statistics of a large network cost too much.
     remembers = cache if asked or not prepared.is_large else None

@@ -80,7 +80,7 @@ def candidates(
         model: the float network.
         sites: those that were found in it.
         statistics: with gradients, as ``calibrate`` gives them for an objective; for a site without, such as
-            one that the first output does not depend on, errors are relative errors of its weight.
+            one that the judged output does not depend on, errors are relative errors of its weight.
         dropped: the measured errors of the network with the outputs of one site constant, as ``drop_errors``
             gives them: no small change, so its prediction is not to be trusted.
         activations: what a layer may compute with.

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from svd2onnx.reporting.charts import MARK_RADIUS, size_chart
 from svd2onnx.reporting.layer_table import LayerTable, layer_table
+from svd2onnx.reporting.output_lines import output_lines
 from svd2onnx.reporting.report import CompressionReport, LayerReport
 from svd2onnx.reporting.templating import templates
 from svd2onnx.reporting.terms import TERMS, explained_form
@@ -59,6 +60,7 @@ def _rendered(report: CompressionReport) -> str:
     charts = {name: size_chart(report, *size) for name, size in _CHARTS.items()}
     return environment.get_template("report.html").render(
         report=report,
+        outputs=output_lines(report),
         style=Markup(style),
         style_hash=f"sha256-{digest}",
         charts={name: chart for name, chart in charts.items() if chart},

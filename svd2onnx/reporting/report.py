@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from svd2onnx.values.errors import ReportError, one_line
-from svd2onnx_runtime import Certificate, EvaluationResult
+from svd2onnx_runtime import Certificate, EvaluationResult, OutputFidelity
 
 FORMAT = "svd2onnx-report/1"
 _LARGEST = 1 << 26
@@ -120,6 +120,8 @@ class CompressionReport:
     ``sha256`` is that of the file, ``data_sha256`` of the weights beside it, if they are not in it.
     ``created`` is when the run ended (ISO 8601, UTC) and ``command`` the command line that started it: two
     runs that write the same file may differ in both. A run from Python has no command line.
+    ``strict_outputs`` and those of ``deployed`` are what each output lost. ``measured_on`` says what samples
+    both fidelities are of, such as "random inputs".
     """
 
     source: str
@@ -148,6 +150,8 @@ class CompressionReport:
     data_sha256: str | None = None
     created: str | None = None
     command: str | None = None
+    strict_outputs: tuple[OutputFidelity, ...] = ()
+    measured_on: str = "samples"
 
     @property
     def kept(self) -> float:

@@ -79,6 +79,7 @@ def recover(
     objective: str,
     steps: int,
     *,
+    place: int | None = None,
     seed: int = 0,
     rates: Rates | None = None,
     track: Track = silent,
@@ -95,8 +96,9 @@ def recover(
         sites: all sites of ``model``.
         layers: the compressed layers by site name.
         batches: two at least; one in six (at most 12) is held out.
-        objective: "cosine", "kl" or "mse", on the network's first output.
+        objective: "cosine", "kl" or "mse".
         steps: 0 or more.
+        place: of the output that the objective judges; None for the first of floating-point numbers.
         seed: of the order of the batches.
         rates: learning rates.
         track: shows progress.
@@ -113,7 +115,7 @@ def recover(
     training, held_out = _split(batches)
     (network,) = placed(device, model)
     student = Student(network, sites, on(device, dict(layers)))
-    teacher = Teacher(network, objective, batches[0])
+    teacher = Teacher(network, objective, batches[0], place)
     before = best = teacher.error_of(student.network, held_out)
     worse, kept, step = 0, None, 0
     optimizer, schedule = _optimizer(student, rates or Rates(), steps)

@@ -1,4 +1,4 @@
-"""How far a network's first output is from the float network's, and the gradient of that.
+"""How far a network's judged output is from the float network's, and the gradient of that.
 
     cosine   1 - cos(f, f~)                       of each row of the last axis
     kl       KL(softmax f || softmax f~)          of each token, padding left out
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.calibration.network_error import first_output
+from svd2onnx.calibration.network_error import judged_output
 from svd2onnx.calibration.probes import batch_errors
 from svd2onnx.sources.model_file import Batch, arguments_of
 
@@ -28,11 +28,11 @@ _CACHED = 1 << 26
 class Teacher:
     """The float network, and the distance of another one to it."""
 
-    def __init__(self, model: nn.Module, objective: str, example: Batch) -> None:
-        self.model, self.objective = model, objective
+    def __init__(self, model: nn.Module, objective: str, example: Batch, place: int | None = None) -> None:
+        self.model, self.objective, self.place = model, objective, place
         row = next(_rows(arguments_of(model, example), 1))
         with torch.no_grad():
-            output = first_output(model, row)
+            output = judged_output(model, row, self.place)
         # Only where the first axis of the output has the rows can a batch go in pieces.
         self.rows = max(1, _ELEMENTS // output.numel()) if output.shape[:1] == (1,) else None
         self.cache: dict[int, list[Tensor]] = {}
@@ -45,7 +45,7 @@ class Teacher:
         for piece, count, wanted in zip(pieces, rows, self._wanted(batch, pieces), strict=True):
             device = next(iter(piece.values())).device.type
             with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
-                output = first_output(network, piece)
+                output = judged_output(network, piece, self.place)
             gradient = error_gradient(self.objective, wanted, output.detach().float(), piece)
             torch.autograd.backward(output, gradient.mul_(count / sum(rows)).to(output.dtype))
 
@@ -56,7 +56,7 @@ class Teacher:
         for batch in batches:
             pieces = list(_rows(arguments_of(self.model, batch), self.rows))
             for piece, wanted in zip(pieces, self._wanted(batch, pieces), strict=True):
-                output = first_output(network, piece)
+                output = judged_output(network, piece, self.place)
                 errors.append(batch_errors(self.objective, wanted, output, piece).double())
         return float(torch.cat(errors).mean())
 
@@ -69,7 +69,7 @@ class Teacher:
         made = []
         for piece in pieces:
             with torch.no_grad():
-                wanted = first_output(self.model, piece)
+                wanted = judged_output(self.model, piece, self.place)
             self.store -= wanted.numel()
             if self.store > 0:
                 made.append(wanted)

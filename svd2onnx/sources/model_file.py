@@ -5,7 +5,8 @@
     inputs(split) -> batches          split is "calibration", "recovery" or "evaluation"; each batch is a
                                       dict of tensors by argument name, and of labels under other names;
                                       optional arguments: data, a folder, and those of build
-    objective                         "cosine", "kl" or "mse" (default "mse")
+    objective                         "cosine", "kl" or "mse" (default "mse"), of the first output; or
+                                      "boxes=mse", of the one of this name
     metric(outputs, batch)            optional; numpy in, a number or a dict of numbers or arrays out
     summary(columns)                  optional; reduces the arrays that metric gave over all batches
     dynamic_shapes                    optional; {argument: {dimension: name}}, as torch.export takes it
@@ -35,8 +36,8 @@ from torch import Tensor, nn
 
 from svd2onnx.compute.device import device_of, on
 from svd2onnx.network.decoder import WithPast
-from svd2onnx.values.choices import OBJECTIVES
-from svd2onnx.values.errors import SourceError, Svd2OnnxError
+from svd2onnx.values.errors import PlanError, SourceError, Svd2OnnxError
+from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.settings import AnyPath
 
 SPLITS = ("calibration", "recovery", "evaluation")
@@ -223,8 +224,10 @@ def load_model_file(
         if not callable(getattr(module, name, None)):
             raise SourceError(f"{path} defines no function {name}(): a model file needs one")
     model_file = ModelFile(path, module, data, weights, random_weights)
-    if model_file.objective not in OBJECTIVES:
-        raise SourceError(f"objective in {path} must be one of {OBJECTIVES}, not {model_file.objective!r}")
+    try:
+        parse_objective(model_file.objective)
+    except PlanError as error:
+        raise SourceError(f"in {path}, {error}") from error
     return model_file
 
 

@@ -22,6 +22,7 @@ from svd2onnx.compute.executors import current
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.workers import finished
 from svd2onnx.memo.cache import Cache, open_cache
+from svd2onnx.pipeline.judged_output import with_judged_output
 from svd2onnx.pipeline.preparation import Prepared, prepare
 from svd2onnx.study.measurement import Study
 from svd2onnx.study.points import Point, Setting, Sweep
@@ -58,7 +59,7 @@ def sweep(
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
     prepared = prepare(source, settings, data, track)
-    before = results = Sweep.read(folder / RESULTS, str(source), prepared.objective)
+    before = results = Sweep.read(folder / RESULTS, str(source), prepared.source.objective)
     kept = settings.resume or settings.cache is not None
     where = settings.cache or folder / "cache"
     with open_cache(where, fresh=False, kept=kept) as cache, draft_folder(folder, "sweep") as drafts:
@@ -94,6 +95,7 @@ def _points(
         return
     float32 = drafts / _FLOAT32
     prepared.export_float(float32)
+    prepared = with_judged_output(prepared, float32)
     study = Study(prepared, drafts, float32, cache)
     if current().in_process:
         yield from ((setting, study.point(setting)) for setting in missing)
@@ -112,7 +114,7 @@ def _points(
 def _measured(origin: _Origin, drafts: Path, cache: Path, setting: Setting) -> Point:
     """One point, in a worker."""
     os.chdir(origin.here)
-    prepared = _prepared(origin)
+    prepared = with_judged_output(_prepared(origin), drafts / _FLOAT32)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(draft_folder(drafts, "point"))
         return Study(prepared, folder, drafts / _FLOAT32, Cache(cache, stack)).point(setting)

@@ -14,10 +14,10 @@ from svd2onnx.values.choices import (
     DEVICES,
     DTYPES,
     METHODS,
-    OBJECTIVES,
     OPERATORS,
 )
 from svd2onnx.values.errors import PlanError
+from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.targets import check_fidelity, parse_latency, parse_size
 
 if TYPE_CHECKING:
@@ -120,7 +120,6 @@ class Settings:
             ("activations", self.activations, ACTIVATIONS),
             ("the operator", self.operator, OPERATORS),
             ("the dtype", self.dtype, DTYPES),
-            ("the objective", self.objective, (None, *OBJECTIVES)),
             ("the device", self.device, DEVICES),
             ("bits", self.bits, (None, *BITS)),
             ("the block size", self.block_size, (None, *BLOCK_SIZES)),
@@ -128,6 +127,8 @@ class Settings:
             if value not in choices:
                 known = tuple(choice for choice in choices if choice is not None)
                 raise PlanError(f"{name} must be one of {known}, not {value!r}")
+        if self.objective is not None:
+            parse_objective(self.objective)
         if self.epsilon is not None and not self.epsilon > 0:
             raise PlanError(f"--epsilon bounds a relative error and must be positive, not {self.epsilon:g}")
 

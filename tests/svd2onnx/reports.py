@@ -65,5 +65,6 @@ def a_report(**changes: Any) -> CompressionReport:
         versions={"python": "3.11.2", "torch": "2.13.0"},
         curve=CURVE,
         retraining=Retraining(300, 0.012, 0.011),
+        measured_on="held-out samples",
     )
     return replace(report, **changes)

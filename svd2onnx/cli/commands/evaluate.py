@@ -55,9 +55,11 @@ def evaluate(
 
     from svd2onnx.cli.tables.evaluation import evaluation_table
     from svd2onnx.sources.model_file import as_arrays, load_model_file
+    from svd2onnx.values.objective import parse_objective
     from svd2onnx_runtime import evaluate as run_evaluate
 
     model_file = load_model_file(task, data, weights, random_weights=random_weights)
+    objective = parse_objective(model_file.objective)
     with terminal.progress() as track:
         batches = track(model_file.inputs("evaluation"), "Evaluating")
         result = run_evaluate(
@@ -65,8 +67,9 @@ def evaluate(
             reference,
             (as_arrays(batch) for batch in batches),
             model_file.metric,
-            model_file.objective,
+            objective.kind,
             provider,
             summary=model_file.summary,
+            output=objective.output,
         )
     terminal.answer(json.dumps(asdict(result), indent=2), evaluation_table(result))

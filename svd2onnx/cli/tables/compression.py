@@ -10,10 +10,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from svd2onnx.cli.tables.layout import Row, labelled
+from svd2onnx.reporting.output_lines import output_lines
 from svd2onnx.reporting.report import Choice, CompressionReport, LatencyReport, Retraining
 from svd2onnx.reporting.wording import counted_forms, size
-from svd2onnx.sources.load import NO_DATA, NOT_HELD_OUT
 
+_OUTPUTS = 8
+"""So many outputs have a line."""
 _NAMED = 5
 """So many of the weights that did not fuse are named; `svd2onnx certify` names all."""
 
@@ -43,9 +45,10 @@ def _headline(report: CompressionReport) -> Iterator[Row]:
     error = f" +- {deployed.standard_error:.5f}" if deployed.standard_error is not None else ""
     yield (
         "fidelity",
-        f"{deployed.fidelity:.5f}{error} ({deployed.objective}, {deployed.samples} {_samples(report)}, "
-        f"{deployed.provider})",
+        f"{deployed.fidelity:.5f}{error} ({deployed.objective}{_of_output(report)}, {deployed.samples} "
+        f"{report.measured_on}, {deployed.provider})",
     )
+    yield from _outputs(report)
     times = f"{1 / report.kept:.1f} times smaller" if report.kept < 1 else f"{report.kept:.2f} times larger"
     yield (
         "size",
@@ -63,13 +66,23 @@ def _headline(report: CompressionReport) -> Iterator[Row]:
     yield from _certificate(report)
 
 
-def _samples(report: CompressionReport) -> str:
-    """What the fidelity was measured on. A model file's split "evaluation" is held out by its author."""
-    if NO_DATA in report.warnings:
-        return "random inputs"
-    if NOT_HELD_OUT in report.warnings:
-        return "calibration samples, not held out"
-    return "held-out samples"
+def _of_output(report: CompressionReport) -> str:
+    """The output that is judged, where there are several."""
+    return f" of {report.deployed.output}" if len(report.deployed.outputs) > 1 else ""
+
+
+def _outputs(report: CompressionReport) -> Iterator[Row]:
+    """Each output, or those that lost most."""
+    lines = output_lines(report)
+    shown = lines
+    if len(lines) > _OUTPUTS:
+        shown = sorted(lines, key=lambda line: line.deployed)[:_OUTPUTS]
+    for line in shown:
+        strict = "" if line.strict is None else f", strict {line.strict:.5f}"
+        note = f"; {line.note}" if line.note else ""
+        yield "output", f"{line.name}: {line.deployed:.5f} ({line.objective}{strict}){note}"
+    if len(lines) > len(shown):
+        yield "output", f"and {len(lines) - len(shown)} more that lost less, in the report"
 
 
 def _speed(latency: LatencyReport) -> str:
@@ -117,7 +130,8 @@ def _details(report: CompressionReport) -> Iterator[Row]:
         yield name, f"{value:.4f} (float32: {report.deployed.reference_metric[name]:.4f})"
     yield (
         "strict fidelity",
-        f"{report.strict_fidelity:.5f} (ONNX and PyTorch differ by {report.strict_relative_error:.0e})",
+        f"{report.strict_fidelity:.5f} (on {report.measured_on}; ONNX and PyTorch differ by "
+        f"{report.strict_relative_error:.0e})",
     )
     if report.latency:
         yield "latency", "times are medians, and ratios are medians over pairs of runs"

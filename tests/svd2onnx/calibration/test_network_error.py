@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd2onnx.calibration.network_error import drop_errors, error_count, first_output, mean_error
+from svd2onnx.calibration.network_error import drop_errors, error_count, judged_output, mean_error
 from svd2onnx_runtime import sample_errors
 from tests.svd2onnx.networks import CalledTwice, Mlp, Tokens, batches_of, seeded
 
@@ -30,7 +30,7 @@ def test_the_mean_is_over_all_samples(objective: str) -> None:
 def test_the_first_output_of_several_is_compared() -> None:
     network = seeded(Tokens)
     (batch, *_) = batches_of(network)
-    assert torch.equal(first_output(network, batch), network(batch["ids"])[0])
+    assert torch.equal(judged_output(network, batch), network(batch["ids"])[0])
 
 
 def test_errors_are_counted_by_the_token_where_the_objective_is_so() -> None:

@@ -179,3 +179,57 @@ def test_padding_does_not_count_in_the_fidelity_of_tokens(tmp_path: Path) -> Non
     path = tmp_path / "padded.onnx"
     result.export(path)
     assert check(path, result, "kl").fidelity > 0.98
+
+
+class Masked(nn.Module):
+    """x [batch, 64] -> scores [batch, 64], of which those that x says get ``value``."""
+
+    value = float("-inf")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).masked_fill(x > 1, self.value)
+
+
+@pytest.mark.parametrize("value", [float("-inf"), -1e9])
+def test_masked_values_are_equal_and_hide_nothing(tmp_path: Path, value: float) -> None:
+    torch.manual_seed(0)
+    network = seeded(Masked)
+    network.value = value
+    result = compress(network, [{"x": torch.randn(6, 64)}], QuantSpec(4, 32))
+    path = tmp_path / "masked.onnx"
+    result.export(path)
+    (own,) = check(path, result).outputs
+    assert 0.9 < own.fidelity < 0.99999
+    assert 0.1 < own.masked < 0.25
+    model = onnx.load(path)
+    bias = next(t for t in model.graph.initializer if list(t.dims) == [64])
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
+    onnx.save(model, path)
+    with pytest.raises(VerificationError, match="differs from the compressed network"):
+        check(path, result)
+
+
+@pytest.mark.parametrize("other", [float("inf"), float("nan"), -1e9])
+def test_infinities_must_be_equal(tmp_path: Path, other: float) -> None:
+    torch.manual_seed(0)
+    result = compress(seeded(Masked), [{"x": torch.randn(6, 64)}], QuantSpec(4, 32))
+    path = tmp_path / "masked.onnx"
+    result.export(path)
+    result.network.value = other
+    with pytest.raises(VerificationError, match="infinite values must be equal in both, and none may be NaN"):
+        check(path, result)
+
+
+def test_nan_does_not_equal_nan(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = seeded(Masked)
+    network.value = float("nan")
+    result = compress(network, [{"x": torch.randn(6, 64)}], QuantSpec(4, 32))
+    path = tmp_path / "masked.onnx"
+    result.export(path)
+    with pytest.raises(VerificationError, match="none may be NaN"):
+        check(path, result)

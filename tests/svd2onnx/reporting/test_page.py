@@ -89,7 +89,7 @@ def test_the_page_says_what_the_report_says() -> None:
             "13.0%",
             "90.30 MB",
             "0.9894",
-            "256 samples",
+            "256 held-out samples",
             "0.83",
         ),
         *("8.30 ms", "80.00 ms", "passed", "37 fused of 37", "inputs were taken as equal", "torch 2.13.0"),
@@ -190,7 +190,7 @@ def test_what_is_nearly_the_same_does_not_look_the_same() -> None:
     latency = (LatencyReport(1, 0.0471, 0.0502, 0.94),)
     text = Page(render(a_report(deployed=deployed, latency=latency, strict_fidelity=1.0))).text
     assert "Fidelity 0.99999" in text
-    assert "strict fidelity 1.00000" in text
+    assert "strict fidelity, on held-out samples 1.00000" in text
     assert "0.94 times float32's time (0.047 against 0.050 ms)" in text
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from svd2onnx.cli.tables.compression import compression_summary, retraining_line
 from svd2onnx.reporting.report import CompressionReport, LatencyReport, LayerReport, Retraining, Speed
-from svd2onnx.sources.load import NO_DATA, NOT_HELD_OUT
 from svd2onnx_runtime import Certificate
 from tests.svd2onnx.cli.tables.shown import lines_of
 from tests.svd2onnx.reports import a_report
@@ -48,8 +47,10 @@ def test_without_a_reference_nothing_is_compared_with_one() -> None:
 
 
 def test_it_says_where_samples_were_not_held_out() -> None:
-    assert "256 random inputs" in shown(a_report(warnings=(NO_DATA,)))[2]
-    lines = shown(a_report(warnings=(NOT_HELD_OUT,)))
+    lines = shown(a_report(measured_on="random inputs"))
+    assert "256 random inputs" in lines[2]
+    assert any(line.startswith("strict fidelity") and "on random inputs" in line for line in lines)
+    lines = shown(a_report(measured_on="calibration samples, not held out"))
     assert "256 calibration samples, not held out, cpu" in " ".join(" ".join(lines[2:4]).split())
 
 
