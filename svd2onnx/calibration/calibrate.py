@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from svd2onnx.calibration.accumulation import ConvolutionGatherer, Gatherer, Rows, is_sound
+from svd2onnx.calibration.first_look import FirstLook, look
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import first_output
 from svd2onnx.calibration.probes import probe
@@ -49,6 +50,7 @@ def calibrate(
     objective: str | None = None,
     held_out: Iterable[Batch] = (),
     *,
+    usual: Iterable[Batch] = (),
     draws: int = 1,
     seed: int = 0,
     store: TensorStore | None = None,
@@ -57,6 +59,9 @@ def calibrate(
 
     With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
     ``held_out``, ``draws`` of each; without it, only mean, covariance and samples of what multiplies.
+
+    Batches that are ``usual``, and not among ``batches``, tell which inputs are outliers, and roundings are
+    compared on them: see ``first_look``. Without them all inputs count alike.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies in
@@ -71,7 +76,15 @@ def calibrate(
     if not usable:
         return {}
     keeps_samples, sums = objective is None, DeviceStore(device_of(model), store or TensorStore())
-    gatherers = {site.name: _gatherer(model, site, keeps_samples, sums) for site in usable}
+    looks = {site.name: FirstLook() for site in usable if site.kind != "embedding" and site.groups == 1}
+    seeing = [site for site in usable if site.name in looks]
+    look(
+        model, {model.get_submodule(n): looks[site.name] for site in seeing for n in site.names}, usual, sums
+    )
+    gatherers = {
+        site.name: _gatherer(model, site, keeps_samples, looks.get(site.name, FirstLook()).limit, sums)
+        for site in usable
+    }
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +100,12 @@ def calibrate(
                 f"the inputs of layer {name!r} are missing or not finite on the calibration data; "
                 "check the network and inputs('calibration')"
             )
-    return {name: sums.kept(gatherer.finish()) for name, gatherer in gatherers.items()}
+    return {name: sums.kept(_finished(own, looks.get(name))) for name, own in gatherers.items()}
+
+
+def _finished(gatherer: Gatherer | ConvolutionGatherer, seen: FirstLook | None) -> LayerStatistics:
+    statistics = gatherer.finish()
+    return statistics if seen is None else replace(statistics, held_out=seen.held_out(statistics.mean))
 
 
 def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
@@ -134,11 +152,11 @@ def _step(batch: Batch, axes: RowAxes) -> int:
 
 
 def _gatherer(
-    model: nn.Module, site: LayerSite, keeps_samples: bool, store: DeviceStore
+    model: nn.Module, site: LayerSite, keeps_samples: bool, limit: float, store: DeviceStore
 ) -> Gatherer | ConvolutionGatherer:
     if site.kind == "convolution":
-        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, store)
-    return Gatherer(site, keeps_samples, store)
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, limit, store)
+    return Gatherer(site, keeps_samples, limit, store)
 
 
 def _observe(
