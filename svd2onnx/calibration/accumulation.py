@@ -47,6 +47,7 @@ class Rows:
         # A copy: what follows may change the tensor in place before its gradients come.
         self.x = store.hold(rows.clone() if self.real is None else rows)
         self._store = store
+        self._moments: dict[float, tuple[float, Tensor, Tensor]] = {}
         if self.real is None:
             self.lengths = (len(self.x) // samples,) * samples
         else:
@@ -61,14 +62,44 @@ class Rows:
         self.key = None
 
     @functools.cached_property
-    def moments(self) -> tuple[int, Tensor, Tensor]:
-        """Count, mean float64 and centred scatter; of very wide inputs the scatter's diagonal."""
+    def sizes(self) -> Tensor:
+        """The mean square of each sample, [samples] float64; 0 where all of it is padding."""
+        squares = self.x.square().mean(dim=1, dtype=torch.float64)
+        lengths = torch.tensor(self.lengths, device=squares.device)
+        samples = torch.repeat_interleave(torch.arange(len(lengths), device=squares.device), lengths)
+        sums = squares.new_zeros(len(lengths)).index_add_(0, samples, squares)
+        return sums / lengths.clamp_min(1)
+
+    def weights(self, limit: float) -> Tensor | None:
+        """min(1, limit / size of the sample) of each row, float64; None where all are 1."""
+        sizes = self.sizes
+        if not bool((sizes > limit).any()):
+            return None
+        lengths = torch.tensor(self.lengths, device=sizes.device)
+        return torch.repeat_interleave((limit / sizes).clamp_max(1.0), lengths)
+
+    def moments(self, limit: float) -> tuple[float, Tensor, Tensor]:
+        """Sum of ``weights``, mean float64, centred scatter; of very wide inputs the scatter's diagonal."""
+        if limit not in self._moments:
+            self._moments[limit] = self._weighed(self.weights(limit))
+        return self._moments[limit]
+
+    def _weighed(self, weights: Tensor | None) -> tuple[float, Tensor, Tensor]:
         count, width = self.x.shape
-        mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
-        centred = self.x - mean.float()
+        if weights is None:
+            total = float(count)
+            mean = self.x.double().mean(dim=0) if count else self.x.new_zeros(width, dtype=torch.float64)
+            centred = self.x - mean.float()
+            rest = centred.double().sum(dim=0)
+        else:
+            total = float(weights.sum())
+            mean = weights @ self.x.double() / total
+            centred = self.x - mean.float()
+            rest = weights @ centred.double()
+            centred *= weights.sqrt().float().unsqueeze(1)
         scatter = outer_sum(centred, centred, whole=width <= WIDEST).to(_dtype(width))
-        add_square(scatter, centred.double().sum(dim=0), -1 / max(1, count))  # of rounding the mean
-        return count, mean, scatter
+        add_square(scatter, rest, -1 / (total or 1.0))  # of rounding the mean
+        return total, mean, scatter
 
     @functools.cached_property
     def kept(self) -> Tensor:
@@ -76,26 +107,36 @@ class Rows:
         return self._store.keep(self.x.bfloat16() if self.x.is_floating_point() else self.x.clone())
 
 
-class _Moments:
-    """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs."""
+def patch_rows(module: Convolution, x: Tensor, store: DeviceStore) -> Rows:
+    """The rows that a convolution multiplies: patches of its input ``x`` [samples, in, *space]."""
+    inputs = patches(module, x, PATCHES)
+    return Rows(inputs.reshape(len(x), -1, inputs.shape[1]), None, len(x), is_table=False, store=store)
 
-    def __init__(self, width: int, keeps_samples: bool, store: DeviceStore) -> None:
-        self.keeps_samples, self._store = keeps_samples, store
-        self.count = 0
+
+class _Moments:
+    """Mean and scatter of inputs, merged batch by batch (Chan et al., 1979), and some of the inputs.
+
+    Samples of a mean square above ``limit`` count less (``first_look``).
+    """
+
+    def __init__(self, width: int, keeps_samples: bool, limit: float, store: DeviceStore) -> None:
+        self.keeps_samples, self._limit, self._store = keeps_samples, limit, store
+        self.count, self.weight = 0, 0.0
         self.mean = store.zeros((width,), torch.float64)
         self.scatter = _zeros(width, store, _dtype(width))
         self.kept: list[Tensor] = []
 
     def add(self, rows: Rows) -> None:
-        count, mean, scatter = rows.moments
+        count = len(rows.x)
         if not count:
             return
-        total = self.count + count
+        weight, mean, scatter = rows.moments(self._limit)
+        total = self.weight + weight
         shift = mean - self.mean.to(mean.device)
         _add(self.scatter, scatter)
-        add_square(self.scatter, shift, self.count * count / total)
-        _add(self.mean, shift * (count / total))
-        self.count = total
+        add_square(self.scatter, shift, self.weight * weight / total)
+        _add(self.mean, shift * (weight / total))
+        self.count, self.weight = self.count + count, total
         if self.keeps_samples:
             keep = 128
             self.kept.append(rows.x[:: max(1, count // keep)][:keep].clone().cpu())
@@ -111,9 +152,9 @@ class _Moments:
 class Gatherer:
     """Accumulates the statistics of one site, that of a linear layer or a table."""
 
-    def __init__(self, site: LayerSite, keeps_samples: bool, store: DeviceStore) -> None:
+    def __init__(self, site: LayerSite, keeps_samples: bool, limit: float, store: DeviceStore) -> None:
         rows, width = site.shape
-        self.moments = _Moments(width, keeps_samples, store) if site.kind == "linear" else None
+        self.moments = _Moments(width, keeps_samples, limit, store) if site.kind == "linear" else None
         self.outputs = width if self.moments is None else rows
         self._sums = _Sums(self.outputs, width if self.moments else None, store)
         self._store = store
@@ -155,18 +196,19 @@ class Gatherer:
 class ConvolutionGatherer:
     """Accumulates the statistics of one convolution; a grouped one has no moments of inputs."""
 
-    def __init__(self, site: LayerSite, module: Convolution, keeps_samples: bool, store: DeviceStore) -> None:
+    def __init__(
+        self, site: LayerSite, module: Convolution, keeps_samples: bool, limit: float, store: DeviceStore
+    ) -> None:
         rows, width = site.shape
         self._module, self._store = module, store
-        self.moments = _Moments(width, keeps_samples, store) if site.groups == 1 else None
+        self.moments = _Moments(width, keeps_samples, limit, store) if site.groups == 1 else None
         self._sums = _Sums(rows, width if self.moments else None, store)
         self.probes: list[ProbedGammas] = []
 
     def seen(self, x: Tensor, fits: bool) -> TakeGradient:
         """As of ``Gatherer``, of inputs [samples, in, *space]."""
         if fits and self.moments is not None:
-            inputs = patches(self._module, x, PATCHES)
-            self.moments.add(Rows(inputs, None, 1, is_table=False, store=self._store))
+            self.moments.add(patch_rows(self._module, x, self._store))
         # A copy: what follows may change the tensor in place before its gradients come.
         kept = self._store.hold(x.clone())
         return lambda gradient, count: self._add(kept, gradient.detach(), count, fits)
@@ -272,7 +314,7 @@ def _finished(
     return LayerStatistics(
         moments.count,
         moments.mean,
-        moments.scatter.div_(max(1, moments.count)),
+        moments.scatter.div_(moments.weight or 1.0),
         moments.samples,
         outer,
         guided,

@@ -22,6 +22,7 @@ from svd2onnx.calibration.accumulation import (
     StoredGatherer,
     is_sound,
 )
+from svd2onnx.calibration.first_look import FirstLook, look
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.calibration.network_error import judged_output
 from svd2onnx.calibration.probes import probe
@@ -58,6 +59,7 @@ def calibrate(
     held_out: Iterable[Batch] = (),
     *,
     place: int | None = None,
+    usual: Iterable[Batch] = (),
     draws: int = 1,
     seed: int = 0,
     store: TensorStore | None = None,
@@ -67,6 +69,9 @@ def calibrate(
     With ``objective`` ("cosine", "kl" or "mse") there are gradients too, and probes of the batches
     ``held_out``, ``draws`` of each; they are of the output at ``place``, see ``judged_output``. Without it,
     only mean, covariance and samples of what multiplies.
+
+    Batches that are ``usual``, and not among ``batches``, tell which inputs are outliers, and roundings are
+    compared on them: see ``first_look``. Without them all inputs count alike.
 
     A batch's ``attention_mask`` [batch, positions] marks padding: those positions are left out of
     every layer whose inputs are laid out the same way. What is kept, to the end or for gradients, lies in
@@ -81,7 +86,15 @@ def calibrate(
     if not usable:
         return {}
     keeps_samples, sums = objective is None, DeviceStore(device_of(model), store or TensorStore())
-    gatherers = {site.name: _gatherer(model, site, keeps_samples, sums) for site in usable}
+    looks = {site.name: FirstLook() for site in usable if site.multiplies}
+    seeing = [site for site in usable if site.name in looks]
+    look(
+        model, {model.get_submodule(n): looks[site.name] for site in seeing for n in site.names}, usual, sums
+    )
+    gatherers = {
+        site.name: _gatherer(model, site, keeps_samples, looks.get(site.name, FirstLook()).limit, sums)
+        for site in usable
+    }
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +110,12 @@ def calibrate(
                 f"the inputs of layer {name!r} are missing or not finite on the calibration data; "
                 "check the network and inputs('calibration')"
             )
-    return {name: sums.kept(gatherer.finish()) for name, gatherer in gatherers.items()}
+    return {name: sums.kept(_finished(own, looks.get(name))) for name, own in gatherers.items()}
+
+
+def _finished(gatherer: AnyGatherer, seen: FirstLook | None) -> LayerStatistics:
+    statistics = gatherer.finish()
+    return statistics if seen is None else replace(statistics, held_out=seen.held_out(statistics.mean))
 
 
 def without_probes(statistics: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
@@ -143,12 +161,14 @@ def _step(batch: Batch, axes: RowAxes) -> int:
     return max(1, SMALL_BATCH // max(1, row))
 
 
-def _gatherer(model: nn.Module, site: LayerSite, keeps_samples: bool, store: DeviceStore) -> AnyGatherer:
+def _gatherer(
+    model: nn.Module, site: LayerSite, keeps_samples: bool, limit: float, store: DeviceStore
+) -> AnyGatherer:
     if site.kind == "stored":
         return StoredGatherer(site, store)
     if site.kind == "convolution":
-        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, store)
-    return Gatherer(site, keeps_samples, store)
+        return ConvolutionGatherer(site, convolution_at(model, site.name), keeps_samples, limit, store)
+    return Gatherer(site, keeps_samples, limit, store)
 
 
 def _observe(

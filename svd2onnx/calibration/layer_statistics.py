@@ -2,7 +2,9 @@
 
 With x the inputs of a layer and g the gradients of a random probe (``probes``) at its outputs:
 
-    mean, covariance    mu = E[x],  A = E[(x - mu)(x - mu)^T]        what outputs depend on
+    mean, covariance    mu = E[x],  A = E[(x - mu)(x - mu)^T]        what outputs depend on; outlying samples
+                                                                     weigh less (``first_look``)
+    held_out            x - mu of samples held out, weighed alike    what roundings are compared on
     output_moment       G = E[g g^T]                                 which outputs the network listens to
     gradient_moment     B = E_sample[Gamma^T Gamma],   Gamma = sum_t g_t (x_t - mu)^T of one sample
     probes              x and g, or Gamma, of samples held out       what ``prediction`` makes prices of
@@ -56,9 +58,10 @@ class ProbedGammas:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """See the module's docstring. Shapes: ``mean`` [in], ``samples`` [n, in], A and B [in, in], G [out, out].
+    """See the module's docstring.
 
-    Of very wide inputs A and B are their diagonals [in] (``moments``).
+    Shapes: ``mean`` [in], ``samples`` and ``held_out`` [n, in], A and B [in, in], G [out, out]. Of very
+    wide inputs A and B are their diagonals [in] (``moments``).
 
     A table and a grouped convolution have ``probes`` and ``output_moment`` only, a stored weight has
     ``probes``. Without gradients there are no G, B and probes, and with them no ``samples``.
@@ -71,3 +74,4 @@ class LayerStatistics:
     output_moment: Tensor | None = None
     gradient_moment: Tensor | None = None
     probes: tuple[ProbedRows | ProbedGammas, ...] = ()
+    held_out: Tensor | None = None

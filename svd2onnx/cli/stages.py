@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from svd2onnx.values.settings import Settings
 
-INSPECTION = ("Reading calibration data", "Calibrating", "Probing", "Decomposing")
+INSPECTION = ("Reading calibration data", "Looking at inputs", "Calibrating", "Probing", "Decomposing")
 
 
 def compression_stages(settings: Settings) -> list[str]:
@@ -20,6 +20,7 @@ def compression_stages(settings: Settings) -> list[str]:
     named = {
         "Reading calibration data": True,
         "Exporting float32": True,
+        "Looking at inputs": calibrated,
         "Calibrating": calibrated,
         "Probing": calibrated and planned,
         "Timing layers": settings.target_latency is not None,
@@ -28,7 +29,7 @@ def compression_stages(settings: Settings) -> list[str]:
         "Choosing ranks": settings.method == "svd",
         "Quantizing": True,
         "Exporting": True,
-        "Measuring": planned,
+        "Measuring": planned or calibrated,
         "Retraining": settings.recover > 0,
         "Verifying": True,
         "Evaluating": True,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.compression.factors import Corrections, Target, quantized_pair
+from svd2onnx.compression.held_out import better_on
 from svd2onnx.compression.lowrank import Decompose, Factorization, Weighting, factorize
 from svd2onnx.compression.quantize import quantize
 from svd2onnx.compression.rounding import SWEEPS, Curvature, round_second_order
@@ -130,7 +131,9 @@ class Realizer:
         self.shape = _shape(weight)
         self._statistics = statistics
         known = Curvature.of(statistics) if statistics and statistics.covariance is not None else None
-        self._dense = _rounded(weight, [f.dense for f in forms if f.dense and not f.factors], known, sweeps)
+        dense = [f.dense for f in forms if f.dense and not f.factors]
+        held_out = statistics.held_out if statistics else None
+        self._dense = _rounded(weight, dense, known, sweeps, held_out)
         self._target = Target(weight, known or Curvature.identity(weight.shape[1]))
         self._largest_pair = max((form.rank for form in forms if not form.dense), default=0)
         self._largest_correction = max((form.rank for form in forms if form.dense), default=0)
@@ -198,11 +201,19 @@ def _kept(layer: CompressedLayer, store: TensorStore) -> CompressedLayer:
 
 
 def _rounded(
-    weight: Tensor, specs: Sequence[QuantSpec], curvature: Curvature | None, sweeps: int
+    weight: Tensor,
+    specs: Sequence[QuantSpec],
+    curvature: Curvature | None,
+    sweeps: int,
+    held_out: Tensor | None,
 ) -> Iterator[QuantizedTensor]:
     together = max(1, _BATCHED // weight.numel())
     for start in range(0, len(specs), together):
-        yield from round_second_order(weight, specs[start : start + together], curvature, sweeps)
+        for careful in round_second_order(weight, specs[start : start + together], curvature, sweeps):
+            if curvature is None or held_out is None:
+                yield careful
+            else:
+                yield better_on(held_out, weight, quantize(weight, careful.spec), careful)
 
 
 def _with_shift(

@@ -106,21 +106,29 @@ def reach_goal(goal: Goal, builder: Builder) -> Build:
 
 
 def better_of(found: Found, builder: Builder) -> Found:
-    """``found``, or the uniform rival of its goal if that fits and is measured to be the better one."""
+    """``found``, or the uniform rival of its goal if that fits and is measured to be the better one.
+
+    Either is rounded to nearest where that is better. What is shipped is the draft.
+    """
     rival = found.goal.rival(found.build.plan)
+    build, error = builder.never_worse(found.build)
     if rival is None:
-        return found
-    other = builder.build(rival.plan)
+        return _drafted(found, build, builder)
+    other, uniform_error = builder.never_worse(builder.build(rival.plan))
     expected = rival.plan.predicted_error or 0.0
     gauge = builder.evaluation_error(other) / expected if expected else 1.0
     choice = Choice(
-        planned_error=builder.judged_error(found.build),
-        uniform_error=builder.judged_error(other),
+        planned_error=error,
+        uniform_error=uniform_error,
         uniform_form=rival.plan.common_form,
         uniform_fits=rival.fits,
         gauge=gauge,
     )
-    if choice.uniform_wins:
-        builder.write(other)
-        return replace(found, build=other, choice=choice)
-    return replace(found, choice=choice)
+    return replace(_drafted(found, other if choice.uniform_wins else build, builder), choice=choice)
+
+
+def _drafted(found: Found, build: Build, builder: Builder) -> Found:
+    """``found`` with ``build`` in place of its own, written to the draft where that is another."""
+    if build is not found.build:
+        builder.write(build)
+    return replace(found, build=build)

@@ -31,6 +31,7 @@ def gather_statistics(prepared: Prepared, memoize: Memoize = no_memo) -> dict[st
             prepared.gradients_of,
             prepared.track(judging, "Probing", len(judging)) if priced else (),
             place=prepared.judged,
+            usual=prepared.track(judging, "Looking at inputs", len(judging)),
             draws=probe_draws(judging),
             seed=settings.seed,
             store=prepared.store,

@@ -83,7 +83,7 @@ class Study:
         elif setting.series == "quantize":
             builder = self.builder
             spec = QuantSpec(setting.bits, DEFAULT_BLOCKS[setting.bits])
-            build = builder.build(uniform_plan(self.prepared.sites, spec))
+            build, _ = builder.never_worse(builder.build(uniform_plan(self.prepared.sites, spec)))
         else:
             builder = self.builder
             build = self._planned(setting.value)

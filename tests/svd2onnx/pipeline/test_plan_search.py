@@ -38,6 +38,9 @@ class FakeBuilder:
     def build(self, plan: CompressionPlan) -> Built:
         return Built(plan)
 
+    def never_worse(self, build: Built) -> tuple[Built, float]:
+        return build, 0.0
+
     def write(self, build: Built) -> int:
         self.graph = build.plan
         return 1
