@@ -19,7 +19,7 @@ from svd2onnx.reporting.page import render
 from svd2onnx.reporting.report import LatencyReport, LayerReport, Speed, read_report
 from svd2onnx.reporting.terms import TERMS
 from svd2onnx.values.errors import ReportError
-from svd2onnx_runtime import Certificate
+from svd2onnx_runtime import Certificate, OutputFidelity
 from tests.svd2onnx.reports import LAYERS, a_report
 
 EVIL = '</style></title><script>alert(1)</script><img src=//evil.test/x onerror=alert(1)>"\' onload="alert(2)'
@@ -99,6 +99,26 @@ def test_the_page_says_what_the_report_says() -> None:
     ):
         assert part in page.text, part
     assert "plan: None" not in page.text
+
+
+def test_each_output_is_listed_with_what_is_masked() -> None:
+    outputs = (
+        OutputFidelity("logits", "cosine", 0.9894, 0.0106, 0.12, ("-1e9",)),
+        OutputFidelity("boxes", "mse", 0.75, 0.25),
+    )
+    deployed = replace(a_report().deployed, output="logits", outputs=outputs)
+    strict = (replace(outputs[0], fidelity=0.9902), replace(outputs[1], fidelity=0.8125))
+    report = a_report(deployed=deployed, strict_outputs=strict, measured_on="random inputs")
+    text = " ".join(Page(render(report)).text.split())
+    for part in (
+        "256 random inputs on cpu",
+        "of logits ), on random inputs 0.98940",
+        "strict fidelity, on random inputs 0.99020",
+        "output logits (cosine), deployed / strict 12% of its values are masked (-1e9) and left out "
+        "0.98940 / 0.99020",
+        "output boxes (mse), deployed / strict 0.75000 / 0.81250",
+    ):
+        assert part in text, (part, text)
 
 
 def test_bars_are_of_the_right_length() -> None:
