@@ -31,7 +31,7 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
     """What the drafted file is; ``started`` is when the run began, by ``time.perf_counter``.
 
     Raises:
-        VerificationError: the file is no valid ONNX, or does not compute what the compressed network computes.
+        VerificationError: the file is no valid ONNX, or does not compute what the compressed network does.
     """
     prepared, workspace = builder.prepared, builder.workspace
     build, draft = found.build, workspace.graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svd2onnx.graph.file_formats import to_format
+from svd2onnx.graph.int8_matmul import to_integer
 from svd2onnx.graph.matmul_nbits import pack
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx.values.settings import FileFormat
 from svd2onnx_runtime import certify, open_session, run
 from tests.svd2onnx.networks import Compressed, Tokens, Vectors, batches_of, compress, seeded
+from tests.written_graphs import differences, invalid
 
 FORMS = [
     FileFormat("folded"),
@@ -109,6 +112,39 @@ def test_matmulnbits_rounds_as_a_default_session_does_with_the_pair(plain: Expor
     to_format(plain.path, path, FileFormat("matmulnbits"))
     fused = outputs(plain.path, plain.compressed)
     assert difference(outputs(path, plain.compressed), fused) < EXACT
+
+
+def test_every_form_is_valid_and_computes_the_same_simplified_and_optimized(
+    plain: Exported, tmp_path: Path
+) -> None:
+    path = tmp_path / "form.onnx"
+    for form in FORMS:
+        to_format(plain.path, path, form)
+        assert list(problems(path)) == [], form
+    to_integer(plain.path, path, plain.compressed.layers, plain.compressed.statistics)
+    assert list(problems(path)) == []
+    assert list(problems(plain.path)) == []
+
+
+def problems(path: Path) -> Iterator[str]:
+    data = path.read_bytes()
+    yield from invalid(data)
+    yield from differences(data)
+
+
+def test_matmulnbits_of_a_constant_weight_would_differ_without_optimizations(
+    plain: Exported, tmp_path: Path
+) -> None:
+    """Why there is an Identity; and that the test above would find it missing."""
+    path = tmp_path / "form.onnx"
+    to_format(plain.path, path, FileFormat("matmulnbits"))
+    model = onnx.load(path)
+    same = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+    found = list(differences(model.SerializeToString()))
+    assert any("all optimizations: output" in line for line in found)
 
 
 def tensors_of(path: Path) -> dict[str, onnx.TensorProto]:
