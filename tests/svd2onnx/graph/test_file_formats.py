@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx.values.settings import FileFormat
 from svd2onnx_runtime import certify, open_session, run
-from tests.svd2onnx.networks import Compressed, Tokens, Vectors, batches_of, compress, seeded
+from tests.svd2onnx.graph.exported import CASES, Case
+from tests.svd2onnx.graph.exported import Exported as ExportedOnce
+from tests.svd2onnx.networks import Compressed, compress, seeded
 from tests.written_graphs import differences, invalid
 
 FORMS = [
@@ -63,20 +65,10 @@ def difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True))
 
 
-CASES = [
-    pytest.param((kind, bits, rank), id=f"{kind.__name__.lower()}-int{bits}-{'pair' if rank else 'dense'}")
-    for kind in (Vectors, Tokens)
-    for bits in (8, 4, 2)
-    for rank in (None, 16)
-]
-
-
 @pytest.fixture(scope="module", params=CASES)
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    kind, bits, rank = request.param
-    network = seeded(kind)
-    compressed = compress(network, batches_of(network), QuantSpec(bits, 32), rank)
-    return exported(compressed, tmp_path_factory.mktemp("plain"))
+def plain(request: pytest.FixtureRequest, export_once: Callable[[Case], ExportedOnce]) -> Exported:
+    made = export_once(request.param)
+    return Exported(made.compressed, made.path, outputs(made.path, made.compressed, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.operator}-{form.dtype}")
