@@ -1,5 +1,6 @@
 # make demo   plan all-MiniLM-L6-v2 for 0.13 of its size, certify the file, compare it with the original
 # make test   the test suite
+# make test-graphs   put each ONNX file of the tests through onnxsim and onnxruntime, optimized and not
 # make failures   kill, interrupt and starve runs at many moments, and damage thousands of files: half an hour
 # make lint   style and types
 # make test-lowest    the main tests with the oldest releases that pyproject.toml allows, in .venv-lowest
@@ -15,7 +16,7 @@ RUNTIME := $(if $(GPU),gpu,cpu)
 OTHER_ONNXRUNTIME := $(if $(GPU),onnxruntime,onnxruntime-gpu)
 INSTALLED := .venv/.installed-$(RUNTIME)
 
-.PHONY: demo test lint failures test-lowest test-serving reference
+.PHONY: demo test test-graphs lint failures test-lowest test-serving reference
 
 demo: $(INSTALLED)
 	mkdir -p build
@@ -30,6 +31,10 @@ PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 test: $(INSTALLED)-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+
+test-graphs: $(INSTALLED)-dev
+	OMP_NUM_THREADS=1 SVD2ONNX_TEST_GRAPHS=1 $(BIN)/python -m pytest tests/svd2onnx/graph tests/svd2onnx/pipeline \
+		tests/svd2onnx/deployment tests/svd2onnx/latency tests/svd2onnx/study tests/svd2onnx/sources
 
 failures: $(INSTALLED)-dev
 	$(BIN)/python -m pytest -m "slow or not slow" tests/failures/test_resuming.py tests/svd2onnx/compute/test_executors.py tests/failures/test_fuzz_json.py \

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.graph.exporter_operators import operators_read_once
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
@@ -133,7 +134,7 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
-    with _quiet_exporter(), any_length(), plain_outputs(traced) as outputs:
+    with _quiet_exporter(), any_length(), operators_read_once(), plain_outputs(traced) as outputs:
         try:
             program = torch.onnx.export(
                 traced.module,

@@ -17,32 +17,30 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from svd2onnx.graph.export import drop_inferable, save
 from svd2onnx.graph.float16 import to_half
 from svd2onnx.graph.folded_weights import fold_weights
-from svd2onnx.graph.matmul_nbits import EXACT, ROUNDED, pack_weights
+from svd2onnx.graph.matmul_nbits import pack_weights
 from svd2onnx.graph.stored_matmuls import plan_again, planned, stored_matmuls
 from svd2onnx.values.settings import FileFormat
 
 
-def to_format(source: Path, output: Path, form: FileFormat, *, exact: bool = False) -> None:
+def to_format(source: Path, output: Path, form: FileFormat) -> None:
     """Write the graph at ``source``, as ``export`` made it, to ``output`` in ``form``.
 
     Args:
         source: its metadata name the MatMuls.
         output: may be ``source``.
         form: how to write it.
-        exact: rather as it must be to equal the network to float rounding: with float32 activations,
-            and MatMulNBits at its exact accuracy level.
 
     Raises:
         ExportError: the graph cannot compute in float16.
     """
     model = ir.load(source)
-    if form.dtype == "float16" and not exact:
+    if form.dtype == "float16":
         to_half(model)
     matmuls = stored_matmuls(model)
     if form.operator == "folded":
         added = list(fold_weights(model.graph, matmuls))
     elif form.operator == "matmulnbits":
-        added = list(pack_weights(model.graph, matmuls, EXACT if exact else ROUNDED))
+        added = list(pack_weights(model.graph, matmuls))
     else:
         added = [{} for _ in matmuls]
     by_node = {matmul.node.name: more for matmul, more in zip(matmuls, added, strict=True)}

@@ -8,9 +8,12 @@ There is no pair to fuse and no weight to transpose at load, which saves time an
 several MatMuls use is stored once. B has no zero point, so the kernel takes 2^(bits - 1).
 
 ``accuracy_level`` 4 rounds activations to int8 in blocks, as a default session does with the fused pair on
-the CPU; 0 keeps them float. CUDA has one way and ignores it. Level 4 needs steps that are constant
-when the kernels are made. Ours are the product of scales and units, which onnxruntime folds first;
-in a session with all optimizations off, 1.31 computes wrong values and says nothing.
+the CPU. CUDA has one way and ignores it.
+
+B goes through an Identity, because steps are the product of scales and units. Where onnxruntime folds that
+product it drops the Identity too, and packs B for level 4. In a session with all optimizations off neither
+is constant: the kernel dequantizes B and keeps activations float. There, of a constant B and steps that are
+none, 1.31 computes wrong values and says nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +27,10 @@ from svd2onnx.graph import nodes
 from svd2onnx.graph.stored_matmuls import StoredMatMul
 
 DOMAIN = "com.microsoft"
-ROUNDED, EXACT = 4, 0
-"""Accuracy levels."""
+_ACCURACY_LEVEL = 4
 
 
-def pack_weights(
-    graph: ir.Graph, matmuls: Sequence[StoredMatMul], accuracy_level: int
-) -> Iterator[dict[str, str]]:
+def pack_weights(graph: ir.Graph, matmuls: Sequence[StoredMatMul]) -> Iterator[dict[str, str]]:
     """Rewrite ``graph`` in place; for each of ``matmuls``, what the metadata must add about it."""
     made: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
     graph.opset_imports[DOMAIN] = 1
@@ -45,7 +45,7 @@ def pack_weights(
             "N": matmul.n,
             "bits": matmul.bits,
             "block_size": matmul.block_size,
-            "accuracy_level": accuracy_level,
+            "accuracy_level": _ACCURACY_LEVEL,
         }
         product = ir.node("MatMulNBits", [x, codes, steps], attributes, domain=DOMAIN, name=node.name)
         product.outputs[0].name = f"{node.name}.product"
@@ -59,7 +59,11 @@ def _packed(graph: ir.Graph, matmul: StoredMatMul) -> ir.Value:
     tensor = matmul.codes.const_value
     assert tensor is not None
     array = pack(tensor.numpy().astype(np.int16).T, matmul.bits, matmul.block_size)
-    return nodes.initializer(graph, f"{matmul.codes.name}.packed", array, ir.DataType.UINT8)
+    packed = nodes.initializer(graph, f"{matmul.codes.name}.packed", array, ir.DataType.UINT8)
+    identity = ir.node("Identity", [packed])
+    identity.outputs[0].name = f"{packed.name}.same"
+    graph.insert_before(matmul.node, identity)
+    return identity.outputs[0]
 
 
 def pack(codes: np.ndarray, bits: int, block_size: int) -> np.ndarray:

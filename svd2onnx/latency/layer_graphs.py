@@ -92,6 +92,7 @@ def write_convolution_graph(
         y = _convolve(graph, f"{name}.first", x, weight, attributes)
         if rank:
             y = _convolve(graph, f"{name}.second", y, np.ones((shape[0], rank, *ones), np.float32), {})
+        y.shape = ir.Shape([None] * len(axes))  # inferred when it is loaded; ONNX asks for a rank
         graph.outputs.append(y)
     ir.save(ir.Model(graph, ir_version=_IR_VERSION), path)
 
@@ -126,7 +127,8 @@ def _add_layer(
         y.shape = ir.Shape([*leading, columns])
     else:
         y = _multiply(graph, name, x, rows, terms)
-        y.shape = ir.Shape([*leading, rows])
+        if terms:  # of rank 0 the bias alone is left, in a shape of its own
+            y.shape = ir.Shape([*leading, rows])
     graph.outputs.append(y)
 
 

@@ -219,16 +219,15 @@ class Builder:
     def exact(self) -> Path:
         """What must equal the network to float rounding: the draft, where that rounds nothing.
 
-        In place of one with layers in int8, the graph that it was made of; in place of one in float16 or
-        of MatMulNBits, the same operators in float32 and at the exact accuracy level, so that the packed
-        codes are checked too.
+        In place of one with layers in int8, the graph that it was made of; in place of one in float16, the
+        same operators in float32, so that the packed codes are checked too.
         """
         if self._format == FileFormat():
             return self._plain
-        if self._format == FileFormat("folded"):
+        if self._format.dtype == "float32":
             return self.workspace.graph
         exact = self.workspace.graph.with_name("exact.onnx")
-        to_format(self._plain, exact, self._format, exact=True)
+        to_format(self._plain, exact, replace(self._format, dtype="float32"))
         return exact
 
     def deployed(self) -> EvaluationResult:

@@ -12,7 +12,7 @@ from svd2onnx.graph.export import weights_file
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.plan_search import Found
 from svd2onnx.pipeline.preparation import Prepared
-from svd2onnx.pipeline.strict_check import check_strict
+from svd2onnx.pipeline.strict_check import check_model, check_strict
 from svd2onnx.pipeline.timing import time_file
 from svd2onnx.reporting.report import (
     Choice,
@@ -38,16 +38,17 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
     """What the drafted file is; ``started`` is when the run began, by ``time.perf_counter``.
 
     Raises:
-        VerificationError: the file does not compute what the compressed network computes.
+        VerificationError: the file is no valid ONNX, or does not compute what the compressed network does.
     """
     prepared, workspace = builder.prepared, builder.workspace
     build, draft = found.build, workspace.graph
     evaluation = prepared.evaluation
     batches = prepared.track(evaluation, "Verifying", len(evaluation))
     original = prepared.load_again()
-    strict = check_strict(
-        builder.exact(), build.network, original, batches, prepared.objective, prepared.output
-    )
+    exact = builder.exact()
+    if exact != draft:  # which the strict check does not read
+        check_model(draft)
+    strict = check_strict(exact, build.network, original, batches, prepared.objective, prepared.output)
     del original
     deployed = builder.deployed()
     arguments = arguments_of(prepared.model, evaluation[0])

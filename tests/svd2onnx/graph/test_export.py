@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import onnxscript_apis
 
 from svd2onnx.graph.export import export_float, infer_dynamic_shapes, opset_for, weights_file
 from svd2onnx.graph.file_formats import to_format
@@ -54,6 +56,24 @@ def test_files_spend_no_bytes_on_what_is_inferred(tmp_path: Path) -> None:
     graph = onnx.load(tmp_path / "a.onnx").graph
     assert not graph.value_info
     assert len({node.name for node in graph.node} - {""}) == len(graph.node)
+
+
+def test_exports_share_the_exporter_s_table_of_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it parses the source of 500 functions."""
+    reads, read = [], onnxscript_apis.get_torchlib_ops
+
+    def counting() -> list[Any]:
+        reads.append(read())
+        return reads[-1]
+
+    monkeypatch.setattr(onnxscript_apis, "get_torchlib_ops", counting)
+    network = seeded(Mlp)
+    for name in ("first.onnx", "second.onnx"):
+        export_float(network, batches_of(network)[0], {"x": {0: "batch"}}, tmp_path / name)
+    assert len(reads) == 1
+    assert onnxscript_apis.get_torchlib_ops is counting
 
 
 def test_export_is_reproducible(tmp_path: Path) -> None:

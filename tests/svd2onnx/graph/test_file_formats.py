@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svd2onnx.graph.file_formats import to_format
+from svd2onnx.graph.int8_matmul import to_integer
 from svd2onnx.graph.matmul_nbits import pack
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx.values.settings import FileFormat
 from svd2onnx_runtime import certify, open_session, run
-from tests.svd2onnx.networks import Compressed, Tokens, Vectors, batches_of, compress, seeded
+from tests.svd2onnx.graph.exported import CASES, Case
+from tests.svd2onnx.graph.exported import Exported as ExportedOnce
+from tests.svd2onnx.networks import Compressed, compress, seeded
+from tests.written_graphs import differences, invalid
 
 FORMS = [
     FileFormat("folded"),
@@ -60,20 +65,10 @@ def difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True))
 
 
-CASES = [
-    pytest.param((kind, bits, rank), id=f"{kind.__name__.lower()}-int{bits}-{'pair' if rank else 'dense'}")
-    for kind in (Vectors, Tokens)
-    for bits in (8, 4, 2)
-    for rank in (None, 16)
-]
-
-
 @pytest.fixture(scope="module", params=CASES)
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    kind, bits, rank = request.param
-    network = seeded(kind)
-    compressed = compress(network, batches_of(network), QuantSpec(bits, 32), rank)
-    return exported(compressed, tmp_path_factory.mktemp("plain"))
+def plain(request: pytest.FixtureRequest, export_once: Callable[[Case], ExportedOnce]) -> Exported:
+    made = export_once(request.param)
+    return Exported(made.compressed, made.path, outputs(made.path, made.compressed, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.operator}-{form.dtype}")
@@ -85,8 +80,8 @@ def test_a_form_computes_the_same_and_runs_as_meant(
     deployed = difference(outputs(path, compressed), plain.expected)
     rounding = HALF if form.dtype == "float16" else EXACT
     assert deployed < (rounding if form.operator == "folded" else DEPLOYED)
-    if form.operator != "matmulnbits":
-        assert difference(outputs(path, compressed, strict=True), plain.expected) < rounding
+    # With all optimizations off too, where MatMulNBits once gave other numbers.
+    assert difference(outputs(path, compressed, strict=True), plain.expected) < rounding
     inputs = as_arrays(compressed.batches[0])
     certificate = certify(path, "cpu", inputs=inputs)
     assert certificate.ok, certificate.unfused
@@ -95,11 +90,13 @@ def test_a_form_computes_the_same_and_runs_as_meant(
 
 
 @pytest.mark.parametrize("form", FORMS[:2], ids=lambda form: form.operator)
-def test_the_exact_form_equals_the_exported_graph(plain: Exported, form: FileFormat, tmp_path: Path) -> None:
-    path = tmp_path / "exact.onnx"
-    to_format(plain.path, path, form, exact=True)
-    tolerance = 0 if form.operator == "folded" else EXACT
-    assert difference(outputs(path, plain.compressed, strict=True), plain.expected) <= tolerance
+def test_in_float32_a_form_strictly_equals_the_exported_graph(
+    plain: Exported, form: FileFormat, tmp_path: Path
+) -> None:
+    """The strict check reads the shipped file itself then."""
+    path = tmp_path / "form.onnx"
+    to_format(plain.path, path, form)
+    assert difference(outputs(path, plain.compressed, strict=True), plain.expected) == 0
 
 
 def test_matmulnbits_rounds_as_a_default_session_does_with_the_pair(plain: Exported, tmp_path: Path) -> None:
@@ -109,11 +106,37 @@ def test_matmulnbits_rounds_as_a_default_session_does_with_the_pair(plain: Expor
     assert difference(outputs(path, plain.compressed), fused) < EXACT
 
 
-def test_matmulnbits_needs_the_optimizations_that_fold_its_steps(plain: Exported, tmp_path: Path) -> None:
-    """Shows that the strict check must not read this form as it is: 1.31 then computes wrong values."""
+def test_every_form_is_valid_and_computes_the_same_simplified_and_optimized(
+    plain: Exported, tmp_path: Path
+) -> None:
+    path = tmp_path / "form.onnx"
+    for form in FORMS:
+        to_format(plain.path, path, form)
+        assert list(problems(path)) == [], form
+    to_integer(plain.path, path, plain.compressed.layers, plain.compressed.statistics)
+    assert list(problems(path)) == []
+    assert list(problems(plain.path)) == []
+
+
+def problems(path: Path) -> Iterator[str]:
+    data = path.read_bytes()
+    yield from invalid(data)
+    yield from differences(data)
+
+
+def test_matmulnbits_of_a_constant_weight_would_differ_without_optimizations(
+    plain: Exported, tmp_path: Path
+) -> None:
+    """Why there is an Identity; and that the test above would find it missing."""
     path = tmp_path / "form.onnx"
     to_format(plain.path, path, FileFormat("matmulnbits"))
-    assert difference(outputs(path, plain.compressed, strict=True), plain.expected) > 0.1
+    model = onnx.load(path)
+    same = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+    found = list(differences(model.SerializeToString()))
+    assert any("all optimizations: output" in line for line in found)
 
 
 def tensors_of(path: Path) -> dict[str, onnx.TensorProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from svd2onnx.graph.int8_matmul import to_integer
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx_runtime import certify, open_session, run
-from tests.svd2onnx.networks import Compressed, Mlp, Tokens, Vectors, batches_of, compress, seeded
+from tests.svd2onnx.graph.exported import CASES, Case, Exported
+from tests.svd2onnx.networks import Compressed, Mlp, batches_of, compress, seeded
 
 
 class Single(nn.Module):
@@ -46,15 +48,13 @@ def difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("rank", [0, 16])
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("kind", [Vectors, Tokens])
+@pytest.mark.parametrize("case", CASES)
 def test_every_matmul_runs_in_int8_and_differs_by_rounding(
-    kind: type[nn.Module], bits: int, rank: int, tmp_path: Path
+    case: Case, export_once: Callable[[Case], Exported], tmp_path: Path
 ) -> None:
-    network = seeded(kind)
-    compressed = compress(network, batches_of(network), QuantSpec(bits, 32), rank=rank)
-    plain, integer = in_both_forms(compressed, tmp_path)
+    made = export_once(case)
+    compressed, plain, integer = made.compressed, made.path, tmp_path / "integer.onnx"
+    to_integer(plain, integer, compressed.layers, compressed.statistics)
     inputs = as_arrays(compressed.batches[0])
     certificate = certify(integer, "cpu", inputs=inputs)
     assert certificate.ok, certificate.unfused

@@ -1,8 +1,8 @@
 """Codes in the graph: the values of the rewritten network, standard operators, and no float weight left."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,43 +22,17 @@ from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import CompressedLayer, QuantSpec
 from svd2onnx_runtime import certify, open_session, run
-from tests.svd2onnx.networks import Batch, Compressed, Tokens, Vectors, batches_of, compress, seeded
+from tests.svd2onnx.graph.exported import CASES, Case, Exported
+from tests.svd2onnx.networks import Batch, Compressed, compress, seeded
 
 CODES = {TensorProto.INT8: 8, TensorProto.INT4: 4, TensorProto.INT2: 2}
 OVERHEAD = 500
 """Bytes of names, types and shapes that a file may have beyond its tensors, for each of its nodes."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A compressed network and its file."""
-
-    compressed: Compressed
-    path: Path
-    planned: list[FusedMatMul]
-    bits: int
-    rank: int | None
-
-    @property
-    def proto(self) -> onnx.ModelProto:
-        return onnx.load(self.path)
-
-
-CASES = [
-    pytest.param((kind, bits, rank), id=f"{kind.__name__.lower()}-int{bits}-{'pair' if rank else 'dense'}")
-    for kind in (Vectors, Tokens)
-    for bits in (8, 4, 2)
-    for rank in (None, 16)
-]
-
-
 @pytest.fixture(scope="module", params=CASES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    kind, bits, rank = request.param
-    network = seeded(kind)
-    compressed = compress(network, batches_of(network), QuantSpec(bits, 32), rank)
-    path = tmp_path_factory.mktemp("exported") / "graph.onnx"
-    return Exported(compressed, path, compressed.export(path), bits, rank)
+def exported(request: pytest.FixtureRequest, export_once: Callable[[Case], Exported]) -> Exported:
+    return export_once(request.param)
 
 
 def with_layers(compressed: Compressed, layers: Mapping[str, CompressedLayer]) -> Compressed:
