@@ -49,7 +49,9 @@ def _pairs(network: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
         if type(norm) not in _NORMS or not isinstance(before, fx.Node):
             continue
         layer = modules.get(before)
-        if type(layer) not in _LAYERS or len(before.users) != 1 or times[before.target] != 1:
+        if layer is None or type(layer) not in _LAYERS:
+            continue
+        if len(before.users) != 1 or times[before.target] != 1:
             continue
         # The channels of a norm are axis 1, and a linear layer's outputs are its last axis.
         value = before.meta.get("val")

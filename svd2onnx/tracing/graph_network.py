@@ -47,7 +47,8 @@ def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
         with module.graph.inserting_after(node):
             copy = module.graph.call_function(torch.ops.aten.clone.default, (node,))
         copy.meta = dict(node.meta)
-        node.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+        for user in [user for user in node.users if user is not copy]:
+            user.replace_input_with(node, copy)
     return module
 
 

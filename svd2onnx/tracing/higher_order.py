@@ -57,6 +57,7 @@ def _inline(module: fx.GraphModule, node: fx.Node, inner: Any, arguments: list[A
         user.replace_all_uses_with(results[index])
         module.graph.erase_node(user)
     if node.users:
+        assert isinstance(results, fx.Node)
         node.replace_all_uses_with(results)
     module.graph.erase_node(node)
     if not inner.users:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._decomp import global_decomposition_table
 
 _KEY = torch._C.DispatchKey.CompositeImplicitAutograd
-_TABLE: dict[Any, Any] = global_decomposition_table["post_autograd"]  # type: ignore[assignment]
+_TABLE: dict[Any, Any] = global_decomposition_table["post_autograd"]
 
 
 def _lstm(

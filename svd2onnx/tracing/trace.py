@@ -98,7 +98,7 @@ def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[st
     shapes = {name: _dimensions(value, axes.get(name)) for name, value in arguments.items()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # Around the modules of an encoder PyTorch has one operator, which hides their layers.
-    torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), any_length():
             return torch.export.export(network, (), dict(arguments), dynamic_shapes=shapes, strict=False)
@@ -108,7 +108,7 @@ def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[st
         _run(network, arguments)
         raise ExportError(_told(error)) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _dimensions(value: Any, axes: Any) -> Any:
