@@ -55,7 +55,7 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
     groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if any(True for _ in module.parameters(recurse=False)):
+        if any(True for _ in module.parameters(recurse=False)) and name:
             groups[id(getattr(module, "weight", module)), _kind(module)].append(name)
     sites = []
     for (_, kind), names in groups.items():

@@ -17,7 +17,7 @@ from svd2onnx.sources.source import Source
 from svd2onnx.tracing.batchnorm import fold_batchnorm
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.trace import fixed_axes, trace, trace_flat
-from svd2onnx.values.errors import ExportError
+from svd2onnx.values.errors import ExportError, SourceError
 
 Axes = dict[str, dict[int, str]]
 
@@ -68,12 +68,15 @@ def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with
     largest = max(arguments, key=lambda own: sum(tensor.numel() for tensor in own.values()))
     single = {name: [axis for axis in own if largest[name].shape[axis] == 1] for name, own in axes.items()}
     example = {name: _doubled(tensor, single[name]) for name, tensor in largest.items()}
-    graph, fixed = _traced(live, example, axes)
-    if any(axis in fixed.get(name, {}) for name, own in single.items() for axis in own):
-        narrow = {n: {axis: c for axis, c in own.items() if axis not in single[n]} for n, own in axes.items()}
-        graph, fixed = _traced(live, largest, narrow)
-        fixed = {n: {**fixed.get(n, {}), **dict.fromkeys(own, 1)} for n, own in single.items()}
+    traced = _traced(live, example, axes, is_certain=not any(single.values()))
+    if traced is None or any(axis in traced[1].get(name, {}) for name, own in single.items() for axis in own):
         example = largest
+        narrow = {n: {axis: c for axis, c in own.items() if axis not in single[n]} for n, own in axes.items()}
+        traced = _traced(live, example, narrow, is_certain=True)
+        assert traced is not None
+        for name, own in single.items():
+            traced[1][name] = {**traced[1].get(name, {}), **dict.fromkeys(own, 1)}
+    graph, fixed = traced
     warnings = tuple(_warnings(fixed, axes, arguments))
     free = {n: {a: c for a, c in own.items() if a not in fixed.get(n, {})} for n, own in axes.items()}
     past = None
@@ -88,8 +91,16 @@ def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with
     return TracedSource(graph, example, free, past, warnings)
 
 
-def _traced(live: nn.Module, example: Batch, axes: Axes) -> tuple[fx.GraphModule, dict[str, dict[int, int]]]:
-    graph = trace(live, example, axes)
+def _traced(
+    live: nn.Module, example: Batch, axes: Axes, *, is_certain: bool
+) -> tuple[fx.GraphModule, dict[str, dict[int, int]]] | None:
+    """The graph, and the axes that it fixes; None where an example is not taken and not ``is_certain``."""
+    try:
+        graph = trace(live, example, axes)
+    except (ExportError, SourceError):
+        if is_certain:
+            raise
+        return None
     return graph, fixed_axes(graph, axes)
 
 

@@ -109,7 +109,7 @@ def put(root: nn.Module, name: str, value: nn.Module | Tensor) -> None:
 class _Builder:
     """Puts layers in the place of operators; their modules hang under ``root``."""
 
-    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Any], names: Names) -> None:
+    def __init__(self, graph: fx.Graph, tensors: dict[str, Any], names: Names) -> None:
         self.root = nn.Module()
         self._graph, self._tensors, self._names = graph, tensors, names
         self._constants = Constants(graph, tensors)
@@ -120,7 +120,11 @@ class _Builder:
         for node in list(self._graph.nodes):
             layer = layer_of(node, self._constants)
             if layer is not None:
-                self._replace(node, layer)
+                constant = self._constants.of(node)
+                if constant is None:
+                    self._replace(node, layer)
+                else:
+                    self._settle(node, constant)
                 continue
             for argument in stored_arguments(node, self._constants):
                 self._store(node, argument)
@@ -162,6 +166,15 @@ class _Builder:
             result = self._steps(call, layer.after)
         node.replace_all_uses_with(result)
         self._graph.erase_node(node)
+
+    def _settle(self, node: fx.Node, constant: Constant) -> None:
+        """A layer of constants is a constant too: what it gives is kept, and it is not."""
+        name = f"constant_{len(self._tensors)}"
+        self._tensors[name] = constant.tensor
+        with self._graph.inserting_before(node):
+            kept = self._graph.get_attr(name)
+        kept.meta = dict(node.meta)
+        node.replace_all_uses_with(kept)
 
     def _store(self, node: fx.Node, argument: StoredArgument) -> None:
         parameter = self._parameter(argument.weight.tensor)

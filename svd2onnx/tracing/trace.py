@@ -89,9 +89,13 @@ def fixed_axes(graph: fx.GraphModule, axes: Mapping[str, Mapping[int, str]]) -> 
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):
-            own = {axis: value.shape[axis] for axis in axes.get(str(node.target)) or {}}
-            fixed[str(node.target)] = {axis: size for axis, size in own.items() if isinstance(size, int)}
+            sizes = {axis: _known_size(value.shape[axis]) for axis in axes.get(str(node.target)) or {}}
+            fixed[str(node.target)] = {axis: size for axis, size in sizes.items() if size is not None}
     return {name: own for name, own in fixed.items() if own}
+
+
+def _known_size(size: int | torch.SymInt) -> int | None:
+    return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
 def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[str, Any]) -> ExportedProgram:

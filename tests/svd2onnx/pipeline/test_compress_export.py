@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from torch import Tensor, nn
 
 from svd2onnx.pipeline import final_report, goal_choice, preparation, statistics
 from svd2onnx.pipeline.compress_export import compress_export
-from svd2onnx.pipeline.preparation import example_of, prepare
+from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.pipeline.statistics import gather_statistics
 from svd2onnx.pipeline.timing import without_padding
 from svd2onnx.reporting.report import CompressionReport, LatencyReport
@@ -26,7 +24,6 @@ from svd2onnx.values.settings import Settings
 from svd2onnx_runtime import open_session, run
 from svd2onnx_runtime.latency_table import LatencyTable
 from tests.svd2onnx.conftest import MODEL_FILE
-from tests.svd2onnx.networks import Mlp
 
 Write = Callable[..., Path]
 
@@ -549,22 +546,3 @@ def test_padding_is_cut_before_timing() -> None:
     left = without_padding({"attention_mask": mask[:, ::-1], "ids": ids})
     assert left["ids"].tolist() == [[1, 2, 3], [5, 6, 7]]
     assert without_padding({"ids": ids})["ids"] is ids
-
-
-def test_the_example_is_the_largest_batch_without_labels() -> None:
-    batches = [{"x": torch.zeros(rows, 64), "label": torch.zeros(rows)} for rows in (2, 5, 3)]
-    example = example_of(Mlp(), batches)
-    assert list(example) == ["x"]
-    assert example["x"].shape == (5, 64)
-
-
-class Labelled(nn.Module):
-    """A forward whose order differs from the batch's."""
-
-    def forward(self, mask: Tensor, ids: Tensor) -> Tensor:
-        return ids * mask
-
-
-def test_the_example_follows_forwards_order() -> None:
-    batch = {"ids": torch.zeros(2, 2), "mask": torch.zeros(2, 2)}
-    assert list(example_of(Labelled(), [batch])) == ["mask", "ids"]
