@@ -101,7 +101,7 @@ def _traced(
         if is_certain:
             raise
         return None
-    return graph, fixed_axes(graph, axes)
+    return graph, fixed_axes(graph.graph, axes)
 
 
 def _doubled(tensor: Tensor, axes: Sequence[int]) -> Tensor:

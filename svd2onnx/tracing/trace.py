@@ -63,6 +63,9 @@ def trace(
     try:
         with quiet():
             program = _exported(network, arguments, axes)
+            if not found:  # the bytecode of forward was analysed, and nothing was run
+                with torch.no_grad():
+                    network(**arguments)
             module = flattened(unlifted(program), found if is_named(found) else ())
             return as_network(module, names or Names.of(network))
     finally:
@@ -83,10 +86,10 @@ def trace_flat(traced: Traced, names: Names) -> Traced:
     )
 
 
-def fixed_axes(graph: fx.GraphModule, axes: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, int]]:
+def fixed_axes(graph: fx.Graph, axes: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, int]]:
     """The size of each of ``axes`` that the graph takes in this size alone, by argument."""
     fixed: dict[str, dict[int, int]] = {}
-    for node in graph.graph.nodes:
+    for node in graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):
             sizes = {axis: _known_size(value.shape[axis]) for axis in axes.get(str(node.target)) or {}}
@@ -99,20 +102,55 @@ def _known_size(size: int | torch.SymInt) -> int | None:
 
 
 def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[str, Any]) -> ExportedProgram:
+    """By running forward on stand-ins for tensors; or by its bytecode, where only that leaves axes free.
+
+    ``len(x)``, for one, is a number in Python, and fixes an axis where forward is run.
+    """
+    try:
+        program = _followed(network, arguments, axes, strict=False)
+    except Exception as error:
+        if isinstance(error, ExportError):
+            raise
+        _run(network, arguments)
+        analysed = _analysed(network, arguments, axes)
+        if analysed is None:
+            raise ExportError(_told(error)) from error
+        return analysed
+    fixed = fixed_axes(program.graph, axes)
+    if fixed:
+        analysed = _analysed(network, arguments, axes)
+        if analysed is not None and _count(fixed_axes(analysed.graph, axes)) < _count(fixed):
+            return analysed
+    return program
+
+
+def _analysed(
+    network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[str, Any]
+) -> ExportedProgram | None:
+    try:
+        return _followed(network, arguments, axes, strict=True)
+    except Exception:  # it takes less of Python than running forward does: that failure is told
+        return None
+    finally:
+        torch.compiler.reset()
+
+
+def _followed(
+    network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[str, Any], *, strict: bool
+) -> ExportedProgram:
     shapes = {name: _dimensions(value, axes.get(name)) for name, value in arguments.items()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # Around the modules of an encoder PyTorch has one operator, which hides their layers.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), any_length():
-            return torch.export.export(network, (), dict(arguments), dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        if isinstance(error, ExportError):
-            raise
-        _run(network, arguments)
-        raise ExportError(_told(error)) from error
+            return torch.export.export(network, (), dict(arguments), dynamic_shapes=shapes, strict=strict)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _count(axes: Mapping[str, Mapping[int, int]]) -> int:
+    return sum(len(own) for own in axes.values())
 
 
 def _dimensions(value: Any, axes: Any) -> Any:

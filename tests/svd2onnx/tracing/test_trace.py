@@ -248,7 +248,18 @@ def test_outputs_keep_their_names() -> None:
 def test_an_axis_that_forward_fixes_is_known() -> None:
     network = Network({"w": parameter(5, 64)}, lambda m, x: x + m.w)
     graph = trace(network.eval(), X, AXES)
-    assert fixed_axes(graph, AXES) == {"x": {1: 5}}
+    assert fixed_axes(graph.graph, AXES) == {"x": {1: 5}}
+
+
+def test_the_length_of_a_tensor_fixes_nothing() -> None:
+    network = Network(
+        {"w": lambda: nn.Linear(64, 64), "start": parameter(1, 1, 64)},
+        lambda m, x: {"all": m.w(torch.cat([m.start.expand(len(x), -1, -1), x], 1))},
+    )
+    graph = traced(network)
+    assert fixed_axes(graph.graph, AXES) == {}
+    assert list(graph(x=X["x"])) == ["all"]
+    assert [site.name for site in discover(graph, X) if site.kind == "linear"] == ["w"]
 
 
 REFUSED: dict[str, tuple[Forward, str]] = {
