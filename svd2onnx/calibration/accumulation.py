@@ -65,7 +65,7 @@ class Rows:
     def sizes(self) -> Tensor:
         """The mean square of each sample, [samples] float64; 0 where all of it is padding."""
         squares = self.x.square().mean(dim=1, dtype=torch.float64)
-        lengths = torch.tensor(self.lengths, device=squares.device)
+        lengths = torch.tensor(self.lengths).to(squares.device)
         samples = torch.repeat_interleave(torch.arange(len(lengths), device=squares.device), lengths)
         sums = squares.new_zeros(len(lengths)).index_add_(0, samples, squares)
         return sums / lengths.clamp_min(1)
@@ -75,7 +75,7 @@ class Rows:
         sizes = self.sizes
         if not bool((sizes > limit).any()):
             return None
-        lengths = torch.tensor(self.lengths, device=sizes.device)
+        lengths = torch.tensor(self.lengths).to(sizes.device)
         return torch.repeat_interleave((limit / sizes).clamp_max(1.0), lengths)
 
     def moments(self, limit: float) -> tuple[float, Tensor, Tensor]:

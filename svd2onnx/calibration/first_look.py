@@ -43,10 +43,10 @@ class FirstLook:
 
     def add(self, rows: Rows) -> None:
         sizes = rows.sizes
-        self._sizes.append(sizes[torch.tensor(rows.lengths) > 0].cpu())
+        self._sizes.append(sizes.cpu()[torch.tensor(rows.lengths) > 0])
         if rows.x.shape[1] <= WIDEST:  # a wider weight is rounded to nearest
             some = slice(None, None, max(1, len(rows.x) // _OF_EACH_BATCH))
-            each = torch.repeat_interleave(sizes, torch.tensor(rows.lengths, device=sizes.device))
+            each = torch.repeat_interleave(sizes, torch.tensor(rows.lengths).to(sizes.device))
             kept = (tensor[some][:_OF_EACH_BATCH].cpu() for tensor in (rows.x, each))
             self._rows.append((next(kept), next(kept)))
 

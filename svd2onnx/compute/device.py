@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from svd2onnx.compute.executors import current
 from svd2onnx.values.errors import DeviceError
@@ -103,4 +104,20 @@ def copied(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
                 there = tensor.detach().to(device, copy=True)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
-    return tuple(copy.deepcopy(network, memo) for network in networks)
+    made = tuple(copy.deepcopy(network, memo) for network in networks)
+    for network in made:
+        if isinstance(network, fx.GraphModule):
+            _move_graph(network, device)
+    return made
+
+
+def _move_graph(network: fx.GraphModule, device: torch.device) -> None:
+    """A graph says where it makes tensors: where it was traced."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in network.graph.nodes:
+        node.args = tree_map(moved, node.args)
+        node.kwargs = tree_map(moved, node.kwargs)
+    network.recompile()

@@ -17,10 +17,12 @@ from svd2onnx.compute.device import CPU, device_of, each_tensor, on, placed, res
 from svd2onnx.compute.device_store import DeviceStore
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.layers import discover, weight_of
+from svd2onnx.pipeline import preparation
 from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.planning.candidates import priced
 from svd2onnx.study.inspection import inspect_layers
+from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import DeviceError
 from svd2onnx.values.schema import LayerForm, QuantizedTensor, QuantSpec
 from svd2onnx.values.settings import Settings
@@ -254,18 +256,48 @@ def test_inspection_on_a_gpu_tells_the_same(model_file: Path) -> None:
 CARELESS = ("torch.relu(self.norm", "torch.zeros(128) + torch.relu(self.norm")
 
 
-def test_a_network_that_does_not_run_there_runs_on_the_cpu(write_model_file: Write) -> None:
+def test_a_network_that_names_the_cpu_runs_there_all_the_same(write_model_file: Write) -> None:
     with pretended_gpu():
         prepared = prepare(write_model_file(CARELESS), Settings(device="cuda"), None)
-        assert device_of(prepared.placed(prepared.model)[0]) == CPU
-    assert prepared.device == CUDA
-    assert "mixes the GPU with a CPU tensor" in str(prepared.obstacle)
+        assert device_of(prepared.placed(prepared.model)[0]) == CUDA
+    assert prepared.obstacle is None
 
 
-@pytest.mark.slow
-def test_the_report_says_that_a_network_ran_on_the_cpu(write_model_file: Write, tmp_path: Path) -> None:
-    settings = Settings(device="cuda", method="quantize", provider="cpu")
+@pytest.fixture
+def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preparation, "placed", fails)
+
+
+def test_a_network_that_does_not_run_there_runs_on_the_cpu(write_model_file: Write, too_large: None) -> None:
     with pretended_gpu():
-        report = compress_export(write_model_file(CARELESS), tmp_path / "out.onnx", settings)
-    (warning,) = report.warnings
-    assert warning.startswith("the network ran on the CPU, and only the work on its layers on cuda:0, where ")
+        prepared = prepare(write_model_file(), Settings(device="cuda"), None)
+        assert prepared.passes == CPU
+    assert prepared.device == CUDA
+    assert prepared.obstacle == "OutOfMemoryError: CUDA out of memory"
+
+
+class Makes(nn.Module):
+    """Makes tensors where its input lies, which a graph notes as the device that it was traced on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device)
+        return self.layer(x + places) * torch.zeros(8, device=x.device).exp()
+
+
+def test_a_graph_makes_its_tensors_on_the_gpu_too() -> None:
+    x = torch.randn(3, 8)
+    graph = trace(Makes().eval(), {"x": x}, {"x": {0: "batch"}})
+    expected = graph(x)
+    with pretended_gpu():
+        (there,) = placed(CUDA, graph)
+        found = there(x.to(CUDA))
+        assert found.device == CUDA
+        assert torch.equal(found.cpu(), expected)
+    assert torch.equal(graph(x), expected)
