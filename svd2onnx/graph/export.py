@@ -149,6 +149,11 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
             cause = error.__cause__ or error  # the exporter's own message is general advice
             if isinstance(cause, ExportError):
                 raise cause from error
+            if any(tensor.is_complex() for tensor in traced.module.buffers()):
+                raise ExportError(
+                    "torch.onnx cannot export what the network computes with complex numbers: compute with "
+                    "their real and imaginary parts, such as the cosine and sine of rotary positions"
+                ) from error
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
             ) from error

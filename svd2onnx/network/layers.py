@@ -55,7 +55,9 @@ def discover(model: nn.Module, example: Mapping[str, Tensor]) -> list[LayerSite]
     groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if any(True for _ in module.parameters(recurse=False)) and name:
+        # What other operators take lies in plain modules: it is no layer.
+        holds_some = any(True for _ in module.parameters(recurse=False))
+        if holds_some and type(module) is not nn.Module and module is not model:
             groups[id(getattr(module, "weight", module)), _kind(module)].append(name)
     sites = []
     for (_, kind), names in groups.items():

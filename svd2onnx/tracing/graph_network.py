@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from svd2onnx.network.modules import StoredWeight
 from svd2onnx.network.rewrite import find
+from svd2onnx.tracing.complex_numbers import without_complex
 from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
@@ -76,6 +77,7 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = find(module, node.target)
+    without_complex(graph, tensors)
     builder = _Builder(graph, tensors, names)
     for node in list(graph.nodes):
         if operator_of(node) in _IDENTITIES and not _drops(node):

@@ -114,7 +114,7 @@ def _exported(network: nn.Module, arguments: Mapping[str, Any], axes: Mapping[st
         _run(network, arguments)
         analysed = _analysed(network, arguments, axes)
         if analysed is None:
-            raise ExportError(_told(error)) from error
+            raise ExportError(_told(error, network)) from error
         return analysed
     fixed = fixed_axes(program.graph, axes)
     if fixed:
@@ -176,7 +176,12 @@ def _run(network: nn.Module, arguments: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, network: nn.Module) -> str:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return (
+                f"{name!r} is a TorchScript module, which cannot be traced: use the module it was made from"
+            )
     text = f"{type(error).__name__}: {one_line(error)}"
     if any(own in text for own in _DATA_DEPENDENT):
         what, remedy = "decides by the values of a tensor", "use torch.where, or torch.cond, in its place"

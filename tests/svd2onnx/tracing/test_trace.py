@@ -1,5 +1,6 @@
 """The graph computes what the network does, and its layers are found by what computes with their weights."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -262,6 +263,31 @@ def test_the_length_of_a_tensor_fixes_nothing() -> None:
     assert [site.name for site in discover(graph, X) if site.kind == "linear"] == ["w"]
 
 
+def rotated(m: Any, x: Tensor) -> Tensor:
+    z = torch.view_as_complex(x.reshape(*x.shape[:-1], 4, -1, 2))
+    turned = z * m.turns[: x.shape[1], None] * 2
+    turned = turned.transpose(-1, -2) * torch.polar(x.mean(-1), x.mean(-1))[..., None, None]
+    return (
+        m.w(torch.view_as_real(turned.transpose(2, 3)).flatten(2))
+        + turned.real.flatten(2).mean(-1)[..., None]
+    )
+
+
+def test_complex_numbers_become_pairs() -> None:
+    def turns() -> nn.Buffer:
+        angles = torch.outer(torch.arange(16.0), 0.5 ** torch.arange(8.0))
+        return nn.Buffer(torch.polar(torch.ones_like(angles), angles))
+
+    graph = traced(Network({"w": lambda: nn.Linear(64, 64), "turns": turns}, rotated))
+    assert not any(tensor.is_complex() for tensor in graph.buffers())
+    assert not any("complex" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_complex_numbers_of_other_operators_stay() -> None:
+    graph = traced(Network({"w": lambda: nn.Linear(64, 64)}, lambda m, x: torch.fft.fft(m.w(x)).abs()))
+    assert any("fft" in str(node.target) for node in graph.graph.nodes)
+
+
 REFUSED: dict[str, tuple[Forward, str]] = {
     "decides by values": (
         lambda m, x: x if x.sum() > 0 else -x,
@@ -280,6 +306,14 @@ def test_what_cannot_be_traced_is_told_in_one_line(forward: Forward, told: str) 
     with pytest.raises(ExportError, match=told) as caught:
         trace(Network({"w": lambda: nn.Linear(64, 64)}, forward).eval(), X, AXES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_in_torchscript_is_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(64, 64)))
+    with pytest.raises(ExportError, match="'part' is a TorchScript module"):
+        trace(Network({"part": lambda: scripted}, lambda m, x: m.part(x)).eval(), X, AXES)
 
 
 def test_a_forward_that_fails_is_told_as_that() -> None:
