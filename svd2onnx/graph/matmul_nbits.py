@@ -61,7 +61,8 @@ def _packed(graph: ir.Graph, matmul: StoredMatMul) -> ir.Value:
     array = pack(tensor.numpy().astype(np.int16).T, matmul.bits, matmul.block_size)
     packed = nodes.initializer(graph, f"{matmul.codes.name}.packed", array, ir.DataType.UINT8)
     identity = ir.node("Identity", [packed])
-    identity.outputs[0].name = f"{packed.name}.same"
+    # By the node, because a layer's name is long; B is what the kernel calls it.
+    identity.outputs[0].name = f"{matmul.node.name}.B"
     graph.insert_before(matmul.node, identity)
     return identity.outputs[0]
 

@@ -15,6 +15,7 @@ from svd2onnx.reporting.report import CompressionReport, LatencyReport
 from svd2onnx.tracing import batchnorm, graph_network
 from svd2onnx.values.errors import VerificationError
 from svd2onnx.values.settings import Settings
+from tests.written_graphs import WrittenGraphs
 
 SETTINGS = Settings("quantize", provider="cpu", calibration_samples=16)
 
@@ -147,11 +148,12 @@ def test_a_fault_in_finding_layers_is_found(
 
 
 def test_a_file_that_onnx_refuses_is_not_written(
-    run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch
+    run: Callable[[str], CompressionReport], monkeypatch: pytest.MonkeyPatch, written_graphs: WrittenGraphs
 ) -> None:
     monkeypatch.setattr("onnx_ir.Graph.sort", lambda _graph: None)
     with pytest.raises(VerificationError, match="the exported graph is no valid ONNX"):
         run(IMAGES)
+    written_graphs.forget()
 
 
 @pytest.mark.parametrize(
