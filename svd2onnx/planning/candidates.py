@@ -44,6 +44,8 @@ _PAIR_LIMIT = 0.85
 _LARGE = 2048
 _SWEEPS = 1
 """Of the descent: enough to compare forms; what is chosen is rounded with more care."""
+_OTHER_OUTPUTS = 0.1
+"""What the error of a layer counts that only outputs depend on which are not judged."""
 _TOGETHER = 1 << 26
 _MOST_OUTPUTS = 8192
 """A weight with more is a vocabulary's projection: of full rank, and slow to decompose."""
@@ -148,9 +150,13 @@ def priced(
     only_promising: bool = False,
 ) -> tuple[list[Candidate], list[CompressedLayer]]:
     """One site in each of ``forms``, priced as ``candidates`` says, and what is stored then."""
-    predict: Predictor = RelativeChange(weight)
-    if statistics is not None and statistics.probes:
+    predict: Predictor
+    if statistics is None:
+        predict = RelativeChange(weight)
+    elif statistics.probes:
         predict = ErrorPredictor(statistics)
+    else:
+        predict = RelativeChange(weight, _OTHER_OUTPUTS)
     if site.kind in TO_NEAREST:
         layers = [realize_nearest(weight, site, form) for form in forms]
     else:

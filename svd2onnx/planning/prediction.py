@@ -104,12 +104,12 @@ def _squares(gammas: Tensor, changes: Tensor) -> Tensor:
 
 
 class RelativeChange:
-    """What is left to go by without data: |D|^2 / |W|^2."""
+    """What is left to go by without gradients: |D|^2 / |W|^2, times a ``share``."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self._size = float(weight.double().square().sum())
+    def __init__(self, weight: Tensor, share: float = 1.0) -> None:
+        self._size, self._share = float(weight.double().square().sum()), share
 
     def __call__(self, changes: Sequence[Tensor]) -> list[float]:
         """The relative squared errors of ``changes`` = W - W~."""
         size = self._size or 1.0
-        return [float(change.double().square().sum()) / size for change in changes]
+        return [self._share * float(change.double().square().sum()) / size for change in changes]

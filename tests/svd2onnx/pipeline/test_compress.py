@@ -106,7 +106,8 @@ def test_a_network_in_training_stays_there_and_its_labels_are_left_out(tmp_path:
 
 
 def test_the_same_seed_shuffles_a_loader_alike_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    network, data = Mlp(), TensorDataset(torch.randn(40, 64) * torch.arange(40)[:, None])
+    # Inputs that go together, or rounding to nearest is as good, which sees no data.
+    network, data = Mlp(), TensorDataset(torch.randn(40, 12) @ torch.randn(12, 64))
     digests = []
     for seed in (1, 1, 2):
         torch.rand(seed)

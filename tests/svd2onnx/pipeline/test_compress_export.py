@@ -182,13 +182,13 @@ def test_transformers_of_torch_are_compressed(write_model_file: Write, tmp_path:
     rows = {row.name: row for row in inspect_layers(source, Settings(), None)}
     forms = {layer.name: layer for layer in report.layers}
     for layer in (0, 1):
-        for name in ("linear1", "linear2", "self_attn.q_proj", "self_attn.out_proj"):
+        for name in ("linear1", "linear2", "self_attn.in_proj", "self_attn.out_proj"):
             assert forms[f"encoder.layers.{layer}.{name}"].form == "int8/128"
             assert rows[f"encoder.layers.{layer}.{name}"].note is None
     assert forms["head"].form == "int8/128"
-    assert forms["attention.v_proj"].form == "int8/128"
+    assert forms["attention.in_proj"].form == "int8/128"
     assert report.certificate.ok
-    assert report.certificate.planned == 17
+    assert report.certificate.planned == 11
     assert report.deployed.fidelity > 0.999
 
 
