@@ -28,8 +28,15 @@ PATCHES = 256
 """Of each sample, that go into the moments of a convolution: neighbours are much alike."""
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of it is: a sum would show one that is not."""
+    return bool(torch.isfinite(tensor.detach().sum()))
+
+
 class Rows:
     """One layer's inputs in one pass: ``x`` [rows, in] without padding, sorted by sample.
+
+    Rows that are not finite are left out too: what attention makes of padding alone, and no one reads.
 
     Where the first axis is not the batch's, the whole batch is one sample: probes of different samples
     are independent, so their cross terms vanish in expectation. They lie in ``store`` for the pass.
@@ -43,6 +50,9 @@ class Rows:
         width = () if is_table else x.shape[-1:]
         samples = batch if len(leading) > 0 and leading[0] == batch else 1
         self.real = None if mask is None or mask.shape != leading else mask.bool().flatten().to(x.device)
+        if not is_table and not is_finite(x):
+            sound = torch.isfinite(x.detach()).all(-1).flatten()
+            self.real = sound if self.real is None else self.real & sound
         rows = self.flatten(x.detach(), width)
         # A copy: what follows may change the tensor in place before its gradients come.
         self.x = store.hold(rows.clone() if self.real is None else rows)

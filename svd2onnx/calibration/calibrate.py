@@ -20,6 +20,7 @@ from svd2onnx.calibration.accumulation import (
     Gatherer,
     Rows,
     StoredGatherer,
+    is_finite,
     is_sound,
 )
 from svd2onnx.calibration.first_look import FirstLook, look
@@ -48,6 +49,11 @@ _NO_GRADIENTS = (
     "no gradients reach the layers from the output that is judged, which calibration needs: name another one "
     "with --objective OUTPUT=KIND; or let forward not use torch.no_grad, detach or argmax on the way; "
     "--calibration-samples 0 does without"
+)
+
+_NOT_FINITE = (
+    "the network gives NaN or infinity on the calibration data; expected finite outputs: check the network "
+    "and inputs('calibration')"
 )
 
 
@@ -233,8 +239,15 @@ def _observe(
                 raise SourceError(_NO_GRADIENTS)
             # A leaf cannot be changed in place by what follows.
             result = output if output.requires_grad else output.detach().requires_grad_().clone()
+
+            def arrived(gradient: Tensor) -> Tensor:
+                # What no one reads may be NaN, and then its gradient is 0 times that.
+                gradient = gradient if is_finite(gradient) else gradient.nan_to_num(0.0, 0.0, 0.0)
+                take(gradient, count)
+                return gradient
+
             # Taken one by one, as they come: together they are as large as the activations.
-            result.register_hook(lambda g: take(g, count))  # type: ignore[no-untyped-call]
+            result.register_hook(arrived)  # type: ignore[no-untyped-call]
             return result
 
         return forward
@@ -247,6 +260,9 @@ def _observe(
         in_store = saved_tensors_hooks(lambda tensor: store.hold(tensor.detach()), lambda held: held)
         with torch.set_grad_enabled(objective is not None), in_store:
             output = judged_output(model, batch, place)
+            # Masked values are minus infinity; what is not finite on the way there may be thrown away.
+            if bool((output.isnan() | output.isposinf()).any()):
+                raise SourceError(_NOT_FINITE)
             if objective is not None:
                 if not output.requires_grad:
                     raise SourceError(_NO_GRADIENTS)

@@ -135,7 +135,7 @@ def test_only_compressible_linears_are_gathered() -> None:
 def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
     x = torch.zeros(4, 64)
     x[2, 3] = bad
-    with pytest.raises(SourceError, match=r"^the inputs of layer 'linear' are missing or not finite"):
+    with pytest.raises(SourceError, match=r"^the network gives NaN or infinity on the calibration data"):
         calibrate(seeded(One), ONE, [{"x": torch.zeros(4, 64)}, {"x": x}])
 
 
@@ -428,3 +428,30 @@ def test_small_batches_give_the_same_moments(
         assert alone[name].count == expected.count
         torch.testing.assert_close(alone[name].mean, expected.mean)
         torch.testing.assert_close(alone[name].covariance, expected.covariance, rtol=1e-5, atol=1e-7)
+
+
+class ThrowsAway(nn.Module):
+    """x [batch, length, 64], pad [batch, length] -> [batch, 64]: padding is NaN for a while, and then 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor, pad: Tensor) -> Tensor:
+        h = self.second(torch.where(pad[..., None], torch.nan, torch.tanh(self.first(x))))
+        return torch.where(pad[..., None], 0.0, h).sum(1)
+
+
+def test_rows_that_are_nan_and_thrown_away_are_left_out() -> None:
+    torch.manual_seed(0)
+    network, x = ThrowsAway().eval().requires_grad_(False), torch.randn(4, 6, 64)
+    pad = torch.zeros(4, 6, dtype=torch.bool)
+    pad[:, 4:] = True
+    whole = [{"x": x, "pad": pad}]
+    short = [{"x": x[:, :4], "pad": pad[:, :4]}]
+    sites = discover(network, whole[0])
+    for name in ("first", "second"):
+        found, expected = (calibrate(network, sites, own, "mse", own)[name] for own in (whole, short))
+        assert found.output_moment is not None
+        torch.testing.assert_close(found.output_moment, expected.output_moment, rtol=1e-4, atol=1e-6)
+        assert found.count == (16 if name == "second" else 24)
