@@ -106,12 +106,8 @@ def test_layers_without_a_spectrum_say_why(model_file: Path) -> None:
 def test_a_stored_weight_has_gains_and_no_spectrum(write_model_file: Write) -> None:
     source = write_model_file(
         ("self.first, self.norm,", "self.mix, self.norm,"),
-        (
-            "nn.Linear(64, 128), nn.LayerNorm",
-            "StoredWeight(nn.Parameter(torch.randn(64, 128))), nn.LayerNorm",
-        ),
-        ("self.first(self.table(ids))", "self.table(ids) @ self.mix()"),
-        ("import torch\n", "import torch\nfrom svd2onnx.network.modules import StoredWeight\n"),
+        ("nn.Linear(64, 128), nn.LayerNorm", "nn.ConvTranspose1d(64, 128, 1), nn.LayerNorm"),
+        ("self.first(self.table(ids))", "self.mix(self.table(ids).transpose(1, 2)).transpose(1, 2)"),
     )
     layer = layers_of(source)["mix"]
     assert (layer.kind, layer.shape, layer.spectrum) == ("stored", (64, 128), None)
