@@ -19,6 +19,7 @@ from svd2onnx.sources.inputs import required_arguments
 from svd2onnx.sources.model_file import Batch
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.source_options import check_live_options
+from svd2onnx.sources.wrappings import unwrapped
 from svd2onnx.values.errors import SourceError, one_line
 from svd2onnx.values.settings import Settings
 
@@ -70,8 +71,7 @@ def _checked(network: object) -> nn.Module:
         raise SourceError("a TorchScript network cannot be compressed: give the module it was made from")
     if not isinstance(network, nn.Module):
         raise SourceError(f"expected a torch.nn.Module to compress, found {type(network).__name__}")
-    original = getattr(network, "_orig_mod", network)  # of what torch.compile gave
-    assert isinstance(original, nn.Module)
+    original = unwrapped(network)
     for name, module in original.named_modules():
         if _calls_back(vars(module).get("forward"), original):
             raise SourceError(

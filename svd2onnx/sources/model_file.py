@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from svd2onnx.compute.device import device_of, on
 from svd2onnx.network.decoder import WithPast
+from svd2onnx.sources.wrappings import unwrapped
 from svd2onnx.values.errors import PlanError, SourceError, Svd2OnnxError
 from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.settings import AnyPath
@@ -139,7 +140,7 @@ class ModelFile:
             raise SourceError(
                 f"build() in {self.path} must return a torch.nn.Module, not {type(model).__name__}"
             )
-        return model.eval().requires_grad_(False)
+        return unwrapped(model).eval().requires_grad_(False)
 
     def inputs(self, split: str) -> Iterator[Batch]:
         """The batches of ``split``, one at a time.

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from svd2onnx.sources.checkpoint import ambiguous, networks_in, preferred, taken
 from svd2onnx.sources.pickles import foreign_globals, globals_of, load_weights_only
+from svd2onnx.sources.wrappings import unwrapped
 from svd2onnx.values.errors import SourceError, one_line
 
 _COMMON = ("torch.", "builtins.", "__builtin__.", "collections.", "_codecs.")
@@ -98,17 +98,6 @@ def as_network(loaded: Any, path: Path) -> tuple[nn.Module, tuple[str, ...]]:
     if not isinstance(loaded, nn.Module):
         raise SourceError(f"{path} holds {type(loaded).__name__}; expected a torch.nn.Module or a state dict")
     return unwrapped(loaded).float().eval().requires_grad_(False), notes
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The module within what runs it on several devices, compiles it or averages it."""
-    while True:
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
-            network = network.module
-        elif isinstance(network._modules.get("_orig_mod"), nn.Module):  # as torch.compile leaves it
-            network = network.get_submodule("_orig_mod")
-        else:
-            return network
 
 
 def _pickle_with(script: ModuleType | None) -> Any:

@@ -188,3 +188,11 @@ def test_a_metric_that_fails_is_blamed_on_the_file(write_model_file: Write, name
     with pytest.raises(SourceError) as caught:
         getattr(loaded, name)({}, {})
     assert f"failed in {name}(): IndexError" in message_of(caught)
+
+
+@pytest.mark.parametrize("wrap", ["torch.compile", "nn.DataParallel"])
+def test_what_compiles_or_spreads_a_network_is_taken_off(write_model_file: Write, wrap: str) -> None:
+    loaded = load_model_file(write_model_file(("return Network()", f"return {wrap}(Network())")))
+    network = loaded.build()
+    assert type(network).__name__ == "Network"
+    assert arguments_of(network, next(loaded.inputs("calibration"))).keys() == {"ids"}
