@@ -190,6 +190,7 @@ def test_a_metric_that_fails_is_blamed_on_the_file(write_model_file: Write, name
     assert f"failed in {name}(): IndexError" in message_of(caught)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("wrap", ["torch.compile", "nn.DataParallel"])
 def test_what_compiles_or_spreads_a_network_is_taken_off(write_model_file: Write, wrap: str) -> None:
     loaded = load_model_file(write_model_file(("return Network()", f"return {wrap}(Network())")))
