@@ -1,7 +1,8 @@
 """Names and sizes of a graph that generates: what it takes of the past, and gives to be the next one's past.
 
-    past_key_values.{i}.key, .value   [batch, heads, past_sequence, width]              inputs
-    present.{i}.key, .value           [batch, heads, past_sequence + sequence, width]   outputs
+    past_key_values.{i}.key, .value   [batch_size, heads, past_sequence_length, width]              inputs
+    present.{i}.key, .value           [batch_size, heads, past_sequence_length + sequence_length,   outputs
+                                       width]
 
 as Hugging Face's Optimum and transformers.js name them. The ``attention_mask`` of such a graph is over the
 past and what is new. Without a past given there is none: arrays of length 0.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from svd2onnx_runtime.dimensions import HF_PAST_LENGTH, HF_SEQUENCE
 from svd2onnx_runtime.errors import GraphError
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[Any]
 
 PAST, PRESENT = "past_key_values.", "present."
-PAST_LENGTH, TOTAL_LENGTH = "past_sequence", "past_sequence + sequence"
-"""Names of dimensions."""
+TOTAL_LENGTH = f"{HF_PAST_LENGTH} + {HF_SEQUENCE}"
+"""The name of the attention mask's second dimension."""
 _LARGEST = 1 << 20
 
 

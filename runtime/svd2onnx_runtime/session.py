@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from svd2onnx_runtime.dimensions import PAST_LENGTH, by_canonical_name, canonical
 from svd2onnx_runtime.errors import GraphError, InputsError, ProviderError, one_line
 from svd2onnx_runtime.external import external_files, graph_bytes
 from svd2onnx_runtime.installation import onnxruntime
 from svd2onnx_runtime.machine import gpu_count
-from svd2onnx_runtime.past import PAST_LENGTH, empty, is_past
+from svd2onnx_runtime.past import empty, is_past
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # noqa: TID251
@@ -219,7 +220,8 @@ def synthetic_inputs(session: Session, dims: Mapping[str, int], seed: int = 0) -
     """Arrays that the graph accepts: integers are 1 (a token id, a mask), floats standard normal.
 
     Symbolic dimensions take their size from ``dims`` by name, or by the names that they are the sum of:
-    ``{"batch": 8, "sequence": 64}``. A past that has no size there is empty.
+    ``{"batch": 8, "sequence": 64}``, which are those of "batch_size" and "sequence_length" too. A past that
+    has no size there is empty.
     Raises InputsError for a dimension without a size.
     """
     rng = np.random.default_rng(seed)
@@ -260,14 +262,14 @@ def _size(name: str, axis: int, dim: int | str | None, dims: Mapping[str, int]) 
         return dim
     if dim is None:
         raise InputsError(f"input {name!r} has a nameless dynamic axis {axis}: give the arrays themselves")
-    sizes = {PAST_LENGTH: 0, **dims}
+    sizes = {PAST_LENGTH: 0, **by_canonical_name(dims)}
     parts = [part.strip() for part in dim.split("+")] if dim not in sizes else [dim]
     for part in parts:
-        if part not in sizes:
+        if canonical(part) not in sizes:
             raise InputsError(
                 f"dimension {part!r} of input {name!r} has no size: set it with --dim {part}=SIZE"
             )
-    return sum(sizes[part] for part in parts)
+    return sum(sizes[canonical(part)] for part in parts)
 
 
 def _dtype(wanted: Any) -> np.dtype[Any]:

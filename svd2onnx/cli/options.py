@@ -10,6 +10,7 @@ import click
 import cloup
 
 from svd2onnx.values.choices import DEVICES
+from svd2onnx_runtime.dimensions import SEQUENCE, canonical
 
 PATH = click.Path(path_type=Path)
 SOURCE = click.argument("source", type=PATH)
@@ -173,12 +174,15 @@ def examples(*lines: str) -> str:
 
 
 def sizes_of(dims: Iterable[str]) -> dict[str, int]:
-    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64."""
-    sizes = {"sequence": 64}
+    """``NAME=SIZE`` options as sizes; a dynamic dimension called "sequence" defaults to 64.
+
+    Names of Hugging Face, such as "sequence_length", are under the short ones, which mean the same.
+    """
+    sizes = {SEQUENCE: 64}
     for name, size in pairs(dims, "--dim", "NAME=SIZE").items():
         if not size.isdigit() or int(size) < 1:
             raise click.BadParameter(f"{size!r} is no positive size", param_hint="--dim")
-        sizes[name] = int(size)
+        sizes[canonical(name)] = int(size)
     return sizes
 
 

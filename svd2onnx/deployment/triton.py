@@ -17,6 +17,7 @@ from svd2onnx.graph.signature import Signature, Tensor
 from svd2onnx.reporting.templating import templates
 from svd2onnx.values.errors import OutputError
 from svd2onnx_runtime import GraphError
+from svd2onnx_runtime.dimensions import by_canonical_name, canonical
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DATA_TYPES = {
@@ -41,7 +42,8 @@ class Serving:
         name: of the model, and of its folder.
         provider: "cpu" or "cuda".
         version: of the model, from 1.
-        max_batch: samples that are computed together at most, where the graph has a dynamic "batch".
+        max_batch: most samples that are computed together, where all inputs and outputs begin with the
+            dynamic dimension "batch" or "batch_size".
         instances: sessions that compute beside each other, on each GPU if there are any.
         threads: within an operator; None lets onnxruntime choose.
         sizes: of dynamic dimensions, for the first request.
@@ -104,9 +106,11 @@ def _warm_up(signature: Signature, serving: Serving) -> dict[str, tuple[int, ...
     if serving.provider != "cuda":
         return None
     shapes = {}
+    sizes = by_canonical_name(serving.sizes)
     for tensor in signature.inputs:
         known = [
-            serving.sizes.get(d, -1) if isinstance(d, str) else -1 if d is None else d for d in tensor.shape
+            sizes.get(canonical(d), -1) if isinstance(d, str) else -1 if d is None else d
+            for d in tensor.shape
         ]
         shape = tuple(known[1:] if signature.is_batched else known) or (1,)
         if min(shape) < 1 or tensor.dtype == "string":

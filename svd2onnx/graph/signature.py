@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from svd2onnx.values.errors import one_line
 from svd2onnx_runtime import GraphError
+from svd2onnx_runtime.dimensions import is_batch
 
 VERSION_KEY = "svd2onnx.version"
 """The metadata entry of every graph that ``export`` writes."""
-_BATCH = "batch"
 _NUMPY = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -39,8 +39,8 @@ class Signature:
 
     @property
     def is_batched(self) -> bool:
-        """Whether the dynamic dimension "batch" is the first of every input and output."""
-        return all(tensor.shape[:1] == (_BATCH,) for tensor in (*self.inputs, *self.outputs))
+        """Whether the dynamic dimension "batch" or "batch_size" is the first of every input and output."""
+        return all(is_batch(next(iter(tensor.shape), None)) for tensor in (*self.inputs, *self.outputs))
 
     def __str__(self) -> str:
         return " -> ".join(", ".join(map(str, tensors)) for tensors in (self.inputs, self.outputs))

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svd2onnx_runtime.past import PAST, PAST_LENGTH, PRESENT, TOTAL_LENGTH
+from svd2onnx_runtime.dimensions import HF_BATCH, HF_PAST_LENGTH, HF_SEQUENCE
+from svd2onnx_runtime.past import PAST, PRESENT, TOTAL_LENGTH
 
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 _BATCH, _SEQUENCE, _PAST = 2, 3, 4
@@ -84,7 +85,7 @@ class WithPast(nn.Module):
 def traced_with_past(module: WithPast) -> Traced:
     """``module`` for the exporter."""
     past = module.past(_BATCH, _PAST)
-    lengths = {0: "batch", 2: PAST_LENGTH}
+    lengths = {0: HF_BATCH, 2: HF_PAST_LENGTH}
     names = [f"{i}.{part}" for i in range(len(past)) for part in ("key", "value")]
     return Traced(
         module,
@@ -94,8 +95,8 @@ def traced_with_past(module: WithPast) -> Traced:
             "past_key_values": past,
         },
         {
-            "input_ids": {0: "batch", 1: "sequence"},
-            "attention_mask": {0: "batch", 1: TOTAL_LENGTH},
+            "input_ids": {0: HF_BATCH, 1: HF_SEQUENCE},
+            "attention_mask": {0: HF_BATCH, 1: TOTAL_LENGTH},
             "past_key_values": [(lengths, lengths) for _ in past],
         },
         ("input_ids", "attention_mask", *(PAST + name for name in names)),

@@ -15,8 +15,8 @@ from svd2onnx.reporting.report import LatencyReport
 from svd2onnx.sources.model_file import Batch, as_arrays
 from svd2onnx.sources.rows import exact_rows, row_count
 from svd2onnx_runtime import open_session, synthetic_inputs, time_runs
+from svd2onnx_runtime.dimensions import BATCH, PAST_LENGTH, SEQUENCE
 from svd2onnx_runtime.latency_table import LatencyTable
-from svd2onnx_runtime.past import PAST_LENGTH
 
 BATCHES = (1, 8)
 _MOST_S = 30.0
@@ -53,7 +53,7 @@ class FileTimer:
 
     def step(self, past: int, batch: int = 1) -> LatencyReport:
         """That of one token of ``batch`` texts after ``past`` others; both graphs take keys and values."""
-        sizes = {"batch": batch, "sequence": 1, PAST_LENGTH: past}
+        sizes = {BATCH: batch, SEQUENCE: 1, PAST_LENGTH: past}
         session = open_session(self.path, self.provider, threads=self.threads)
         return self._timed(synthetic_inputs(session, sizes), batch, past)
 
@@ -67,8 +67,8 @@ class FileTimer:
 def time_file(prepared: Prepared, workspace: Workspace, inputs: Batch) -> Iterator[LatencyReport]:
     """The latency of the drafted file at several batches of ``inputs``, and of a token after their texts.
 
-    Rows come again where ``inputs`` have too few. Where they have no axis called "batch", they are timed as
-    they are.
+    Rows come again where ``inputs`` have too few. Where they have no axis called "batch" (or "batch_size"),
+    they are timed as they are.
     """
     timer = FileTimer(workspace.graph, workspace.float32, prepared.provider, prepared.settings.threads)
     axes = prepared.row_axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from svd2onnx.network.rewrite import find
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
+from svd2onnx.sources.sample_axis import are_samples
 from svd2onnx.tracing.constants import written_by
 from svd2onnx.tracing.graph_network import flattened, put, unlifted
 from svd2onnx.tracing.operators import bound, operator_of
 from svd2onnx.tracing.trace import quiet
 from svd2onnx.values.errors import SourceError, one_line
+from svd2onnx_runtime.dimensions import BATCH, SEQUENCE
 
 _SEQUENCE = 16
 """Of a dynamic axis that the program's example does not tell."""
@@ -75,7 +78,7 @@ def _network(
 ) -> tuple[nn.Module, tuple[InputSpec, ...]]:
     graph = module.graph
     specs: list[InputSpec] = []
-    names: dict[str, str] = {}
+    names: dict[Any, str] = {}
     examples = _examples(program)
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         value = node.meta.get("val")
@@ -90,38 +93,49 @@ def _network(
     for name, tensor in program.state_dict.items():
         if find(flat, name) is None:
             put(flat, name, tensor)
-    return flat.eval().requires_grad_(False), tuple(_spec_with_limit(spec, flat) for spec in specs)
+    flat = flat.eval().requires_grad_(False)
+    limited = tuple(_spec_with_limit(spec, flat) for spec in specs)
+    symbol = next((symbol for symbol, name in names.items() if name == BATCH), None)
+    if symbol is not None and not are_samples(flat, limited, symbol):
+        limited = tuple(_renamed(spec, BATCH, "dim_0") for spec in limited)
+    return flat, limited
 
 
 def _spec(
     node: fx.Node,
     value: Tensor,
     example: Tensor | None,
-    names: dict[str, str],
+    names: dict[Any, str],
     program: torch.export.ExportedProgram,
     is_first: bool,
 ) -> InputSpec:
-    """``names`` are those given to symbols so far: "batch", "sequence" for texts, "dim_1" and so on."""
+    """``names`` are those given to sizes so far: "batch", "sequence" for texts, "dim_1" and so on."""
     shape: list[int] = []
     dynamic: dict[int, str] = {}
     for axis, size in enumerate(value.shape):
         if isinstance(size, int):
             shape.append(size)
             continue
-        symbol = str(size.node.expr)
-        text = (
-            "sequence"
-            if axis == 1 and not value.is_floating_point() and "sequence" not in names.values()
-            else ""
-        )
-        name = names.setdefault(symbol, "batch" if is_first and axis == 0 else text or f"dim_{len(names)}")
+        symbol = size.node.expr
+        is_texts = is_first or dynamic.get(0) == BATCH  # and no edges [2, count] of a graph
+        is_text = axis == 1 and is_texts and not value.is_floating_point() and SEQUENCE not in names.values()
+        text = SEQUENCE if is_text else ""
+        name = names.setdefault(symbol, BATCH if is_first and axis == 0 else text or f"dim_{len(names)}")
         dynamic[axis] = name
         known = example.shape[axis] if example is not None else ROWS if axis == 0 else _SEQUENCE
-        wanted = max(known, ROWS) if name == "batch" else max(known, 2)
-        shape.append(_within(wanted, size.node.expr, program))
+        if not symbol.is_Symbol:  # not every size fits, such as 4 * s, and that of the example does
+            shape.append(known if example is not None else int(size.node.hint or known))
+            continue
+        wanted = max(known, ROWS) if name == BATCH else max(known, 2)
+        shape.append(_within(wanted, symbol, program))
     return InputSpec(
         str(node.target), tuple(shape), value.dtype, dynamic, 0 if example is None else int_limit(example)
     )
+
+
+def _renamed(spec: InputSpec, old: str, new: str) -> InputSpec:
+    dynamic = {axis: new if name == old else name for axis, name in (spec.dynamic or {}).items()}
+    return replace(spec, dynamic=dynamic)
 
 
 def _within(wanted: int, expression: Any, program: torch.export.ExportedProgram) -> int:

@@ -26,8 +26,9 @@ from svd2onnx.sources.huggingface_config import (
 from svd2onnx.sources.images import Preprocessing
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
-from svd2onnx.sources.tokenizer import tokenizing
+from svd2onnx.sources.tokenizer import tokenizer_gives, tokenizing
 from svd2onnx.values.errors import SourceError, one_line
+from svd2onnx_runtime.dimensions import HF_BATCH, HF_SEQUENCE
 
 LONGEST = 128
 """Tokens of a text that is calibrated on."""
@@ -56,6 +57,13 @@ class TextNetwork(FirstOutputs):
         return self.outputs(input_ids=input_ids, attention_mask=attention_mask)
 
 
+class TypedTextNetwork(FirstOutputs):
+    """input_ids, attention_mask, token_type_ids [batch, sequence] -> what the network gives."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
+        return self.outputs(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+
+
 class ImageNetwork(FirstOutputs):
     """pixel_values [batch, channels, height, width] -> what the network gives."""
 
@@ -80,25 +88,29 @@ def load_folder(folder: Path) -> Network:
     options = {"return_dict": True} | ({"use_cache": False} if hasattr(config, "use_cache") else {})
     objective = "kl" if _LOGITS.search(kind.__name__) else "cosine"
     if kind.main_input_name == "input_ids":
+        _check_takes_texts_alone(folder, kind, config)
         longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST + 2) - 2)
-        shape, axes = (ROWS, min(_EXAMPLE_LENGTH, longest)), {0: "batch", 1: "sequence"}
-        specs = tuple(
-            InputSpec(name, shape, torch.int64, axes, config.vocab_size)
-            for name in ("input_ids", "attention_mask")
-        )
+        shape, axes = (ROWS, min(_EXAMPLE_LENGTH, longest)), {0: HF_BATCH, 1: HF_SEQUENCE}
+        limits = {"input_ids": config.vocab_size, "attention_mask": 2}
+        generates = _generates(kind, config)
+        # ``WithPast`` takes none.
+        has_types = not generates and _takes_types(folder, kind, config)
+        if has_types:
+            limits["token_type_ids"] = config.type_vocab_size
+        specs = tuple(InputSpec(name, shape, torch.int64, axes, limit) for name, limit in limits.items())
         return Network(
             folder,
-            TextNetwork(network, options),
+            (TypedTextNetwork if has_types else TextNetwork)(network, options),
             specs,
             objective,
-            tokenizing(folder, longest),
-            with_past=_with_past if _generates(kind, config) else None,
+            tokenizing(folder, longest, tuple(limits)),
+            with_past=_with_past if generates else None,
         )
     size = getattr(config, "image_size", None) or _size_of(folder)
     if kind.main_input_name == "pixel_values" and size is not None:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         spec = InputSpec(
-            "pixel_values", (ROWS, getattr(config, "num_channels", 3), height, width), dynamic={0: "batch"}
+            "pixel_values", (ROWS, getattr(config, "num_channels", 3), height, width), dynamic={0: HF_BATCH}
         )
         model = ImageNetwork(network, {"return_dict": True})
         return Network(folder, model, (spec,), objective, preprocessing=_preprocessing(folder))
@@ -119,6 +131,29 @@ def _generates(kind: Any, config: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def _check_takes_texts_alone(folder: Path, kind: Any, config: Any) -> None:
+    """Networks of texts and something else, such as CLIP, have a configuration of texts within theirs."""
+    if isinstance(getattr(config, "vocab_size", None), int):
+        return
+    taken = inspect.signature(kind.forward).parameters
+    others = [name for name in ("pixel_values", "input_features", "input_values") if name in taken]
+    raise SourceError(
+        f"{folder} takes {' and '.join(('input_ids', *others))}; expected a network of texts or of images "
+        f"alone: {WRITE_MODEL_FILE}, or save the part that is wanted as a folder of its own"
+    )
+
+
+def _takes_types(folder: Path, kind: Any, config: Any) -> bool:
+    """Whether texts come with ``token_type_ids``: the network has several, and its tokenizer gives them.
+
+    Those of RoBERTa and its like have weights for types too, and are never given any.
+    """
+    if "token_type_ids" not in inspect.signature(kind.forward).parameters:
+        return False
+    types = getattr(config, "type_vocab_size", 0)
+    return isinstance(types, int) and types > 1 and "token_type_ids" in tokenizer_gives(folder, config)
 
 
 def _with_past(network: nn.Module) -> WithPast:

@@ -69,6 +69,9 @@ def _cleaned(value: Any, key: str, depth: int) -> Any:
         raise Unsafe(f"it has an object of code of its own ({str(value)[:80]})")
     if key in ("device", "as_device") and isinstance(value, dict):
         return {"type": "cpu", "index": None}
+    if key == "range_constraints" and isinstance(value, dict):
+        # Those of sizes like 4*s0 follow from those of their symbols.
+        value = {name: entry for name, entry in value.items() if _SYMBOL.fullmatch(name)}
     if isinstance(value, dict):
         for name in value:
             _check_dotted(name)

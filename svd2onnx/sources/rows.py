@@ -1,7 +1,8 @@
 """The samples of a batch: along which axis of each tensor they lie, and batches of fewer or more of them.
 
-Inputs have them along the axis that is called "batch" in ``dynamic_shapes``; edges of a graph, or a scalar,
-have none and stay as they are. Labels, which no argument takes, have them along their first axis.
+Inputs have them along the axis that is called "batch" or "batch_size" in ``dynamic_shapes``; edges of a
+graph, or a scalar, have none and stay as they are. Labels, which no argument takes, have them along their
+first axis.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor
 
 from svd2onnx.sources.model_file import Batch, DynamicShapes
+from svd2onnx_runtime.dimensions import BATCH, canonical
 
-BATCH = "batch"
 RowAxes = Mapping[str, int | None]
 """For each argument the axis of samples, or None where it has none."""
 
 
 def row_axes(arguments: Batch, shapes: DynamicShapes, called: str = BATCH) -> dict[str, int | None]:
-    """The axes of ``arguments`` that have the name ``called``."""
+    """The axes of ``arguments`` that have the name ``called``, or the one that means the same."""
     return {
-        name: next((axis for axis, own in named_axes(shapes, name).items() if own == called), None)
+        name: next(
+            (axis for axis, own in named_axes(shapes, name).items() if canonical(own) == canonical(called)),
+            None,
+        )
         for name in arguments
     }
 

@@ -92,8 +92,9 @@ def bench(
     from svd2onnx.cli.plots import draw_latency, pyplot
     from svd2onnx.cli.tables.bench import bench_tables
     from svd2onnx_runtime import bench_by_batch, open_session, synthetic_inputs
+    from svd2onnx_runtime.dimensions import PAST_LENGTH
     from svd2onnx_runtime.errors import naming
-    from svd2onnx_runtime.past import PAST_LENGTH, past_names
+    from svd2onnx_runtime.past import past_names
 
     if plot:
         pyplot()  # missing, it should fail before the work and not after it

@@ -138,7 +138,10 @@ def _refuse_options_of_triton(context: click.Context) -> None:
 def _remarks(artifact: Artifact, provider: str, files: list[Path]) -> Iterator[str]:
     """What a person should know of a model for Triton."""
     if not artifact.signature.is_batched:
-        yield 'requests are computed one by one: "batch" is not the first dimension of every input and output'
+        yield (
+            'requests are computed one by one: "batch" or "batch_size" is not the first dimension of every '
+            "input and output"
+        )
     if not any(file.name == "config.pbtxt" for file in files):
         yield "config.pbtxt was there and stays as it is"
     measured = artifact.report.certificate.provider

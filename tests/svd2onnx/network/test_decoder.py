@@ -213,12 +213,12 @@ def test_inputs_and_outputs_have_the_names_of_the_field(run: Run) -> None:
         session = open_session(path, "cpu")
         parts = [f"{i}.{part}" for i in range(2) for part in ("key", "value")]
         assert {value.name: value.shape for value in session.get_inputs()} == {
-            "input_ids": ["batch", "sequence"],
-            "attention_mask": ["batch", "past_sequence + sequence"],
-            **{f"past_key_values.{part}": ["batch", 2, "past_sequence", 16] for part in parts},
+            "input_ids": ["batch_size", "sequence_length"],
+            "attention_mask": ["batch_size", "past_sequence_length + sequence_length"],
+            **{f"past_key_values.{part}": ["batch_size", 2, "past_sequence_length", 16] for part in parts},
         }
         logits, *presents = session.get_outputs()
-        assert (logits.name, logits.shape) == ("logits", ["batch", "sequence", 48])
+        assert (logits.name, logits.shape) == ("logits", ["batch_size", "sequence_length", 48])
         assert [value.name for value in presents] == [f"present.{part}" for part in parts]
 
 
