@@ -33,7 +33,6 @@ from svd2onnx.compute.memory import release_freed
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.sources.model_file import Batch, arguments_of
-from svd2onnx.sources.rows import RowAxes, row_count, slices
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.schema import LayerSite
 
@@ -41,8 +40,6 @@ HELD_OUT = 6
 PROBES = 512
 """Draws of probes that make scores steady, over all held-out samples; at most MOST_DRAWS of each."""
 MOST_DRAWS = 2
-SMALL_BATCH = 512
-"""Numbers of an input: tokens of a text."""
 MOST_PROBE_BYTES = 3 << 30
 """Of probes together: large networks are judged on fewer samples."""
 _NO_GRADIENTS = (
@@ -151,20 +148,6 @@ def probe_draws(judging: Sequence[Batch]) -> int:
     """How often each held-out sample is probed: more often where they are few."""
     samples = sum(next(iter(batch.values())).shape[0] for batch in judging)
     return min(MOST_DRAWS, -(-PROBES // samples))
-
-
-def in_small_batches(batches: Sequence[Batch], axes: RowAxes) -> list[Batch]:
-    """Batches of ``SMALL_BATCH`` numbers of each input, or of one row; ``axes`` tell where the rows are.
-
-    What a pass keeps for its gradients is as much smaller; but the sums of all layers are read and written
-    in each pass, so single rows of a text model would take longer.
-    """
-    return [part for batch in batches for part in slices(batch, _step(batch, axes), axes)]
-
-
-def _step(batch: Batch, axes: RowAxes) -> int:
-    row = max(tensor.numel() for tensor in batch.values()) // max(1, row_count(batch, axes))
-    return max(1, SMALL_BATCH // max(1, row))
 
 
 def _gatherer(

@@ -81,15 +81,16 @@ def patches(module: Convolution, x: Tensor, most: int) -> Tensor:
         for i in axes
     ]
     count = torch.Size(sizes).numel()
-    chosen = torch.linspace(0, count - 1, min(count, most)).round().long().to(x.device)
-    parts = []
+    chosen = torch.linspace(0, count - 1, min(count, most)).round().long()
+    starts = torch.unravel_index(chosen, sizes)
+    flat, parts = padded.flatten(2), []
     for offset in itertools.product(*(range(size) for size in module.kernel_size)):
-        window = padded
+        # Only what is chosen is read: all windows together are many times the input.
+        place = torch.zeros_like(chosen)
         for i in axes:
-            start, step = offset[i] * module.dilation[i], module.stride[i]
-            window = window.narrow(2 + i, start, step * (sizes[i] - 1) + 1)
-            window = window.index_select(2 + i, torch.arange(0, window.shape[2 + i], step, device=x.device))
-        parts.append(window.flatten(2)[:, :, chosen])
+            along = starts[i] * module.stride[i] + offset[i] * module.dilation[i]
+            place = place * padded.shape[2 + i] + along
+        parts.append(flat.index_select(2, place.to(x.device)))
     # [samples, in, kernel, positions], in the order of the flattened weight.
     stacked = torch.stack(parts, dim=2).flatten(1, 2)
     return stacked.transpose(1, 2).flatten(0, 1)

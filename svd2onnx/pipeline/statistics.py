@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from svd2onnx.calibration.calibrate import calibrate, in_small_batches, probe_draws, without_probes
+from svd2onnx.calibration.calibrate import calibrate, probe_draws, without_probes
 from svd2onnx.calibration.layer_statistics import LayerStatistics
+from svd2onnx.calibration.passes import in_passes
 from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.pipeline.preparation import Prepared
 
@@ -17,13 +18,15 @@ def gather_statistics(prepared: Prepared, memoize: Memoize = no_memo) -> dict[st
     if not prepared.calibrates:
         return {}
     priced = settings.method == "auto" and settings.plan is None
-    fit, judging = prepared.fit, prepared.judging
-    if prepared.is_large:
-        fit, judging = (in_small_batches(own, prepared.row_axes) for own in (fit, judging))
 
     @functools.cache
     def gathered() -> dict[str, LayerStatistics]:
         (network,) = prepared.placed(prepared.model)
+        usable = [site for site in prepared.sites if site.skip_reason is None]
+        layers = {network.get_submodule(name) for site in usable for name in site.names}
+        fit, judging = (
+            in_passes(network, layers, own, prepared.row_axes) for own in (prepared.fit, prepared.judging)
+        )
         return calibrate(
             network,
             prepared.sites,

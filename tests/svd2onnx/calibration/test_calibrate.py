@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from svd2onnx.calibration import calibrate as calibrating
+from svd2onnx.calibration import passes
 from svd2onnx.calibration.accumulation import SAMPLES
-from svd2onnx.calibration.calibrate import calibrate, hold_out, in_small_batches, probe_draws
+from svd2onnx.calibration.calibrate import calibrate, hold_out, probe_draws
+from svd2onnx.calibration.passes import in_passes
 from svd2onnx.calibration.probes import probe
 from svd2onnx.network.layers import discover
 from svd2onnx.sources.model_file import Batch
@@ -413,13 +415,14 @@ def test_probes_stop_where_they_would_take_too_much_memory(monkeypatch: pytest.M
 def test_small_batches_give_the_same_moments(
     most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrating, "SMALL_BATCH", most)
+    monkeypatch.setattr(passes, "MOST_PASS_BYTES", 1)
+    monkeypatch.setattr(passes, "FEW_NUMBERS", most)
     network = seeded(Masked)
     batches = [
         {"x": torch.randn(3, 7, 64), "attention_mask": torch.ones(3, 7)},
         {"x": torch.randn(2, 5, 64), "attention_mask": torch.ones(2, 5)},
     ]
-    rows = in_small_batches(batches, {"x": 0})
+    rows = in_passes(network, {network.tokens, network.pooled}, batches, {"x": 0, "attention_mask": 0})
     assert [len(batch["x"]) for batch in rows] == sizes
     assert all(batch["attention_mask"].shape == batch["x"].shape[:2] for batch in rows)
     sites = discover(network, batches[0])
