@@ -47,12 +47,13 @@ def in_passes(
 
 
 def kept_bytes(model: nn.Module, layers: Collection[nn.Module], batch: Batch) -> int:
-    """What a pass of ``batch`` with gradients at ``layers`` keeps: their inputs and activations, not weights."""
+    """What a pass of ``batch`` keeps for gradients at ``layers``: their inputs and activations."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     known: dict[int, StorageWeakRef] = {}
     saved = inputs = 0
+    nothing = torch.empty(0)
 
-    def count(tensor: Tensor) -> None:
+    def count(tensor: Tensor) -> Tensor:
         # Nothing is held here: a row of a large network may itself be more than memory has room for.
         nonlocal saved
         storage = tensor.untyped_storage()
@@ -60,6 +61,7 @@ def kept_bytes(model: nn.Module, layers: Collection[nn.Module], batch: Batch) ->
         if place not in weights and (place not in known or known[place].expired()):  # type: ignore[no-untyped-call]
             known[place] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             saved += storage.nbytes()
+        return nothing
 
     def seen(_module: nn.Module, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> Tensor:
         nonlocal inputs
@@ -69,7 +71,7 @@ def kept_bytes(model: nn.Module, layers: Collection[nn.Module], batch: Batch) ->
 
     handles = [module.register_forward_hook(seen, with_kwargs=True) for module in layers]
     try:
-        with torch.enable_grad(), saved_tensors_hooks(count, lambda _: None):
+        with torch.enable_grad(), saved_tensors_hooks(count, lambda own: own):
             model(**arguments_of(model, batch))
     finally:
         for handle in handles:
