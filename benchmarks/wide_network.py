@@ -1,5 +1,7 @@
 """A model file: a network like EfficientNet-lite2, of random weights, for what wide inputs cost.
 
+    WIDE_IMAGES=256 python -m benchmarks.stages benchmarks/wide_network.py w.onnx '{"target_size": "0.17x"}'
+
 6.1 million weights see images of 260 x 260, so that what a pass keeps is much larger than the network. Its
 convolutions pad as TensorFlow does, in a forward of their own. Source: Tan and Le, "EfficientNet"
 (arXiv 1905.11946); of lite, the TensorFlow TPU repository.

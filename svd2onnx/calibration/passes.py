@@ -47,10 +47,11 @@ def in_passes(
 
 
 def kept_bytes(model: nn.Module, layers: Collection[nn.Module], batch: Batch) -> int:
-    """What a pass of ``batch`` with gradients at ``layers`` keeps: their inputs, activations, not weights."""
+    """What a pass of ``batch`` keeps for gradients at ``layers``: their inputs and activations."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     known: dict[int, StorageWeakRef] = {}
-    saved, inputs, nothing = 0, 0, torch.empty(0)
+    saved = inputs = 0
+    nothing = torch.empty(0)
 
     def count(tensor: Tensor) -> Tensor:
         # Nothing is held here: a row of a large network may itself be more than memory has room for.
@@ -70,7 +71,7 @@ def kept_bytes(model: nn.Module, layers: Collection[nn.Module], batch: Batch) ->
 
     handles = [module.register_forward_hook(seen, with_kwargs=True) for module in layers]
     try:
-        with torch.enable_grad(), saved_tensors_hooks(count, lambda held: held):
+        with torch.enable_grad(), saved_tensors_hooks(count, lambda own: own):
             model(**arguments_of(model, batch))
     finally:
         for handle in handles:
