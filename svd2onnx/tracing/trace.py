@@ -64,8 +64,7 @@ def trace(
         with quiet():
             program = _exported(network, arguments, axes)
             if not found:  # the bytecode of forward was analysed, and nothing was run
-                with torch.no_grad():
-                    network(**arguments)
+                _run(network, arguments)
             module = flattened(unlifted(program), found if is_named(found) else ())
             return as_network(module, names or Names.of(network))
     finally:
@@ -165,7 +164,7 @@ def _dimensions(value: Any, axes: Any) -> Any:
 def _run(network: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Whatever the tracer says, a forward that fails on its own fails for a reason of its own."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             network(**arguments)
     except ExportError:
         raise

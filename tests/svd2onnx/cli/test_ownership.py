@@ -68,8 +68,10 @@ def test_every_form_of_file_is_known_again(tmp_path: Path, compressed_file: Path
     from svd2onnx.graph.file_formats import to_format
     from svd2onnx.values.settings import FileFormat
 
+    whole = tmp_path / "whole.onnx"  # with its weights, which lie in a file beside it
+    onnx.save(onnx.load(compressed_file), whole)
     for form in (FileFormat("folded"), FileFormat("matmulnbits"), FileFormat(dtype="float16")):
-        to_format(compressed_file, tmp_path / "a.onnx", form)
+        to_format(whole, tmp_path / "a.onnx", form)
         assert is_our_graph(tmp_path / "a.onnx")
 
 

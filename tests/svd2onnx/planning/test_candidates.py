@@ -9,7 +9,7 @@ from svd2onnx.calibration.calibrate import calibrate
 from svd2onnx.calibration.network_error import drop_errors
 from svd2onnx.compression.realize import realize
 from svd2onnx.network.layers import discover, weight_of
-from svd2onnx.planning.candidates import BLOCKS, candidates, forms_of
+from svd2onnx.planning.candidates import _OTHER_OUTPUTS, BLOCKS, candidates, forms_of
 from svd2onnx.planning.fixed_rules import uniform_plan
 from svd2onnx.values.schema import BITS, CompressionPlan, LayerForm, LayerSite, QuantSpec
 from tests.svd2onnx.networks import Embedded, Mlp, Tokens, batches_of, seeded
@@ -130,14 +130,15 @@ def test_layers_without_gradients_are_priced_by_their_weights(calibrated: bool) 
     menu = candidates(network, found, statistics)
     (site,) = (site for site in found if site.name == "tied.middle")
     errors = {option.form: option.error for option in menu["tied.middle"]}
-    assert errors[LayerForm()] == pytest.approx(1)
+    share = _OTHER_OUTPUTS if calibrated else 1.0
+    assert errors[LayerForm()] == pytest.approx(share)
     layers = realize(
         network, [site], CompressionPlan("auto", {site.name: LayerForm(QuantSpec(4, 32))}), statistics
     )
     weight = weight_of(network, site)
     change = weight - layers[site.name].weight()
     expected = float(change.square().sum() / weight.square().sum())
-    assert errors[LayerForm(QuantSpec(4, 32))] == pytest.approx(expected, rel=1e-4)
+    assert errors[LayerForm(QuantSpec(4, 32))] == pytest.approx(share * expected, rel=1e-4)
     assert torch.isfinite(torch.tensor(list(errors.values()))).all()
 
 
