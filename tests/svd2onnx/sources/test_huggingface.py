@@ -1,4 +1,4 @@
-"""What folders of Hugging Face take: named as Optimum names it, with the types of tokens where there are any."""
+"""What folders of Hugging Face take: named as Optimum names it, with token types where there are any."""
 
 import json
 from pathlib import Path

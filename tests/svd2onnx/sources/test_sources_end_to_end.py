@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from svd2onnx.cli.main import main
+from svd2onnx.graph.signature import read_signature
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.sources import files
