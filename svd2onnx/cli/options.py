@@ -10,7 +10,6 @@ import click
 import cloup
 
 from svd2onnx.values.choices import DEVICES
-from svd2onnx_runtime.dimensions import SEQUENCE, canonical
 
 PATH = click.Path(path_type=Path)
 SOURCE = click.argument("source", type=PATH)
@@ -178,6 +177,8 @@ def sizes_of(dims: Iterable[str]) -> dict[str, int]:
 
     Names of Hugging Face, such as "sequence_length", are under the short ones, which mean the same.
     """
+    from svd2onnx_runtime.dimensions import SEQUENCE, canonical
+
     sizes = {SEQUENCE: 64}
     for name, size in pairs(dims, "--dim", "NAME=SIZE").items():
         if not size.isdigit() or int(size) < 1:

@@ -131,6 +131,14 @@ def test_synthetic_inputs_of_a_step_have_a_mask_over_past_and_new(path: Path) ->
         synthetic_inputs(session, {"batch": 2, "past_sequence": 4})
 
 
+def test_sizes_by_the_names_of_hugging_face_are_the_same(path: Path) -> None:
+    session = open_session(path, "cpu")
+    sizes = {"batch_size": 2, "sequence_length": 1, "past_sequence_length": 5}
+    shapes = {name: array.shape for name, array in synthetic_inputs(session, sizes).items()}
+    assert shapes["attention_mask"] == (2, 6)
+    assert shapes["past_key_values.0.value"] == (2, 1, 5, 4)
+
+
 def test_a_benchmark_tells_the_length_of_the_past(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("svd2onnx_runtime.bench")  # whose name is a function in the package
     for name, known in (  # what takes seconds to measure, and is not asked about here

@@ -88,3 +88,15 @@ def test_what_is_no_tensor_is_refused(tmp_path: Path) -> None:
     path = graph_of(tmp_path / "a.onnx", [x], [ir.Value(name="y")])
     with pytest.raises(GraphError, match="no element type and shape of 'y'"):
         read_signature(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "is_batched"),
+    [("batch", True), ("batch_size", True), ("nodes", False), (1, False), (None, False)],
+)
+def test_requests_are_joined_along_the_axis_of_samples_alone(
+    first: int | str | None, is_batched: bool
+) -> None:
+    rows = Tensor("x", "float32", (first, 3))
+    assert Signature((rows,), (rows,), 21, None).is_batched is is_batched
+    assert not Signature((rows,), (rows, Tensor("loss", "float32", ())), 21, None).is_batched

@@ -19,6 +19,7 @@ def test_samples_lie_along_the_axis_called_batch() -> None:
     assert row_axes({"x": X}, {"x": {0: dim}}) == {"x": 0}  # type: ignore[dict-item]
     assert row_axes({"x": X}, {"x": {0: "n"}}, "n") == {"x": 0}
     assert row_axes({"x": X}, {"x": {0: "n"}}) == {"x": None}
+    assert row_axes({"x": X}, {"x": {1: "batch_size"}}) == {"x": 1}
 
 
 def test_rows_come_again_until_there_are_enough() -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from svd2onnx.cli.main import main
+from svd2onnx.graph.signature import read_signature
 from svd2onnx_runtime import open_session, run
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.sources import files
@@ -103,10 +104,16 @@ def test_a_folder_of_hugging_face_with_its_tokenizer(tmp_path: Path) -> None:
     assert report["deployed"]["fidelity"] > 0.999
     assert "then slept" not in json.dumps(report)  # no text of the calibration
     ids = np.array([[3, 4, 5], [6, 7, 1]])
-    states, _pooled = outputs_of(
-        tmp_path / "out.onnx", {"input_ids": ids, "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
-    )
+    mask = np.array([[1, 1, 1], [1, 1, 0]])
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    states, _pooled = outputs_of(tmp_path / "out.onnx", inputs)
     assert states.shape == (2, 3, 64)
+    other, _pooled = outputs_of(tmp_path / "out.onnx", {**inputs, "token_type_ids": np.ones_like(ids)})
+    assert np.abs(states - other).max() > 0.01
+    signature = read_signature(tmp_path / "out.onnx")
+    assert {tensor.shape for tensor in signature.inputs} == {("batch_size", "sequence_length")}
+    assert signature.is_batched
+    assert [latency["batch"] for latency in report["latency"]] == [1, 8]
     assert output_names(tmp_path / "out.onnx") == ["last_hidden_state", "pooler_output"]
 
 

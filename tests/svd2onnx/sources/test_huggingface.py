@@ -1,0 +1,78 @@
+"""What folders of Hugging Face take: named as Optimum names it, with token types where there are any."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svd2onnx.sources.huggingface import load_folder
+from svd2onnx.sources.inputs import random_batch
+from svd2onnx.sources.network import Network
+from svd2onnx.values.errors import SourceError
+from tests.svd2onnx.sources import files
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def inputs_of(network: Network) -> dict[str, Any]:
+    assert network.specs is not None
+    return {spec.name: spec.dynamic for spec in network.specs}
+
+
+def test_bert_takes_the_types_that_its_tokenizer_gives(tmp_path: Path) -> None:
+    network = load_folder(files.bert_folder(tmp_path / "bert", **TINY, type_vocab_size=3))
+    axes = {0: "batch_size", 1: "sequence_length"}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert inputs_of(network) == dict.fromkeys(names, axes)
+    batch = random_batch(network.specs or (), 0)
+    assert set(batch["token_type_ids"].unique().tolist()) == {0, 1, 2}
+    assert network.tokenize is not None
+    texts = network.tokenize(["a dog", "a dog and a cat"])
+    assert list(texts) == list(names)
+    assert {tensor.shape for tensor in texts.values()} == {texts["input_ids"].shape}
+    torch.testing.assert_close(texts["token_type_ids"], torch.zeros_like(texts["input_ids"]))
+    with torch.no_grad():
+        ones = network.model(**{**batch, "token_type_ids": torch.ones_like(batch["input_ids"])})
+        zeros = network.model(**{**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+    assert not torch.allclose(ones["last_hidden_state"], zeros["last_hidden_state"], atol=1e-3)
+
+
+@pytest.mark.parametrize("types", [1, 2])
+def test_roberta_is_given_no_types(types: int, tmp_path: Path) -> None:
+    """Though its forward would take them, and its configuration may count two."""
+    from transformers import RobertaConfig, RobertaModel
+
+    config = RobertaConfig(vocab_size=20, max_position_embeddings=40, type_vocab_size=types, **TINY)
+    files.save_quietly(RobertaModel(config), tmp_path)
+    assert list(inputs_of(load_folder(tmp_path))) == ["input_ids", "attention_mask"]
+
+
+def test_what_the_tokenizers_configuration_says_counts(tmp_path: Path) -> None:
+    folder = files.bert_folder(tmp_path / "bert", **TINY)
+    path = folder / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+    network = load_folder(folder)
+    assert list(inputs_of(network)) == ["input_ids", "attention_mask"]
+    assert network.tokenize is not None
+    assert list(network.tokenize(["a dog"])) == ["input_ids", "attention_mask"]
+
+
+def test_images_come_in_batches_of_any_size(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    files.save_quietly(ViTModel(ViTConfig(**TINY, image_size=16, patch_size=8)), tmp_path)
+    assert inputs_of(load_folder(tmp_path)) == {"pixel_values": {0: "batch_size"}}
+
+
+def test_a_network_of_texts_and_images_is_told_so(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    texts = {**TINY, "vocab_size": 20, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 1}
+    images = {**TINY, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config=texts, vision_config=images, projection_dim=16)
+    files.save_quietly(CLIPModel(config), tmp_path)
+    with pytest.raises(SourceError, match=r"takes input_ids and pixel_values; expected .* model file"):
+        load_folder(tmp_path)
