@@ -79,7 +79,7 @@ def load_folder(folder: Path) -> Network:
     """
     description = description_of(folder)
     kind, config = kind_of_network(folder, description)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(kind.forward).parameters:
         raise SourceError(
             f"{folder} is an encoder with a decoder; expected a network of one part: {WRITE_MODEL_FILE}"
         )

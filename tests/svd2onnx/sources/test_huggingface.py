@@ -67,6 +67,19 @@ def test_images_come_in_batches_of_any_size(tmp_path: Path) -> None:
     assert inputs_of(load_folder(tmp_path)) == {"pixel_values": {0: "batch_size"}}
 
 
+def test_an_encoder_of_audio_is_not_told_to_be_two_parts(tmp_path: Path) -> None:
+    """Its configuration is that of an encoder with a decoder, and the network has the first alone."""
+    from transformers import WhisperConfig, WhisperForAudioClassification
+
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 20}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    config = WhisperConfig(**sizes, **layers, **tokens, decoder_attention_heads=2, max_source_positions=50)
+    files.save_quietly(WhisperForAudioClassification(config), tmp_path)
+    with pytest.raises(SourceError, match="takes 'input_features'; expected texts or images"):
+        load_folder(tmp_path)
+
+
 def test_a_network_of_texts_and_images_is_told_so(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
