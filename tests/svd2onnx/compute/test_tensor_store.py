@@ -164,7 +164,4 @@ def test_the_file_is_the_same_wherever_tensors_lie(tmp_path: Path, monkeypatch: 
     in_memory = digest("memory.onnx")
     monkeypatch.setattr(spill, "_SMALL", 1)
     monkeypatch.setattr(TensorStore.__init__, "__defaults__", (0,))
-    large = digest("files.onnx")
-    assert large != in_memory  # calibrated row by row, with other probes
-    monkeypatch.setattr(TensorStore, "overflows", False)
     assert digest("files.onnx") == in_memory
