@@ -21,7 +21,8 @@ from svd2onnx.compute.quiet import quiet
 from svd2onnx.graph.exporter_operators import operators_read_once
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
-from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
+from svd2onnx.graph.qdq import insert_dequantize
+from svd2onnx.graph.quantized_nodes import QuantizedNode
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
