@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -95,9 +95,14 @@ def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
     return networks if device.type == "cpu" else copied(device, *networks)
 
 
-def copied(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
-    """Copies of ``networks`` on ``device``, wherever they lie; what they share is copied once."""
-    memo: dict[int, Any] = {}
+def copied(
+    device: torch.device, *networks: nn.Module, known: Mapping[int, Any] | None = None
+) -> tuple[nn.Module, ...]:
+    """Copies of ``networks`` on ``device``, wherever they lie; what they share is copied once.
+
+    ``known`` are, by the id of what they hold, what the copies have in its place.
+    """
+    memo: dict[int, Any] = dict(known or {})
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
             if id(tensor) not in memo:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,10 +17,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.compute.quiet import quiet
 from svd2onnx.graph.exporter_operators import operators_read_once
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
-from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
+from svd2onnx.graph.qdq import insert_dequantize
+from svd2onnx.graph.quantized_nodes import QuantizedNode
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
@@ -37,6 +38,15 @@ OPSET_INT2 = 25
 """The first opset with int2."""
 LARGEST_WEIGHTS = 2**31 - 2**26
 """Bytes of weights in one file; protobuf's limit is 2 GiB, and the graph needs room too."""
+
+_LOGGERS = (
+    "torch.onnx",
+    "torch.onnx._internal.exporter._registration",
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+    "onnxscript",
+)
+"""They tell of missing torchvision, and of what is deprecated in the exporter itself."""
 
 
 def export_float(
@@ -134,7 +144,13 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
-    with _quiet_exporter(), any_length(), operators_read_once(), plain_outputs(traced) as outputs:
+    with (
+        quiet(_LOGGERS, logging.ERROR),
+        contextlib.redirect_stderr(io.StringIO()),  # intermediate graphs, which it prints when it fails
+        any_length(),
+        operators_read_once(),
+        plain_outputs(traced) as outputs,
+    ):
         try:
             program = torch.onnx.export(
                 traced.module,
@@ -202,29 +218,3 @@ def drop_inferable(model: ir.Model) -> None:
     for value in (*made, *model.graph.initializers.values()):
         if not (value.is_graph_input() or value.is_graph_output()):
             value.shape = value.type = None
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's.
-
-    Nor are the intermediate graphs that it prints when it fails.
-    """
-    names = (
-        "torch.onnx",
-        "torch.onnx._internal.exporter._registration",  # has a level of its own
-        "torch.export",
-        "torch.fx.experimental.symbolic_shapes",
-        "onnxscript",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -16,12 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svd2onnx.values.errors import ExportError
+
 NAMELESS = "output"
 
 
 def tensors_of(result: Any) -> list[Tensor]:
     """All tensors in the result of a network, in order."""
     return [tensor for _, tensor in _walk(result, ())]
+
+
+def expected_tensors(result: Any) -> list[Tensor]:
+    """``tensors_of(result)``, of what forward gave.
+
+    Raises:
+        ExportError: there is none.
+    """
+    tensors = tensors_of(result)
+    if not tensors:
+        raise ExportError(
+            f"expected tensors from the network's forward, found {type(result).__name__} without any"
+        )
+    return tensors
 
 
 def names_of(result: Any, taken: Iterable[str] = ()) -> list[str]:

@@ -29,8 +29,8 @@ def check_as_handed_in(prepared: Prepared, float32: Path) -> None:
     """Compare the float32 graph, and the network with its layers replaced, with what the user handed in.
 
     The network is loaded anew and left untouched; batches have other sizes than the example. Layers are
-    replaced by ones with the same weights, so what differs then is what a replacement loses, such as an
-    attribute that forward reads. Large networks do without this, for its memory.
+    replaced by ones with the same weights, so what differs then is what a replacement loses, such as a bias
+    or a stride. Large networks do without this, for its memory.
 
     Raises:
         VerificationError: an output differs by more than TOLERANCE, or from one call to the next.
@@ -63,7 +63,7 @@ def check_as_handed_in(prepared: Prepared, float32: Path) -> None:
 def _check_replaced(replaced: nn.Module, arguments: Batch, expected: list[np.ndarray]) -> None:
     try:
         worst = worst_error(outputs_of(replaced, arguments), expected)
-    except Exception as error:  # whatever a forward raises that misses something
+    except Exception as error:
         raise VerificationError(f"the network fails ({one_line(error)}) {_REPLACED}") from error
     if worst > TOLERANCE:
         raise VerificationError(f"the network's output changes, by {worst:.1e} of its size, {_REPLACED}")

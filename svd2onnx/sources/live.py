@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from svd2onnx.compute.device import CPU, copied
+from svd2onnx.compute.device import CPU
 from svd2onnx.sources.calibration import held_out, limited
 from svd2onnx.sources.inputs import required_arguments
+from svd2onnx.sources.live_copy import live_copy
 from svd2onnx.sources.model_file import Batch
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.source_options import check_live_options
 from svd2onnx.sources.wrappings import unwrapped
-from svd2onnx.values.errors import SourceError, one_line
+from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 
 LiveBatch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -58,7 +59,7 @@ def live_source(
     warnings = () if judged else (NOT_HELD_OUT,)
     judged = judged or fit
     return Source(
-        lambda: _copy(network),
+        lambda: live_copy(network),
         lambda split: iter(judged if split == "evaluation" else fit),
         settings.objective or "mse",
         warnings=warnings,
@@ -89,18 +90,6 @@ def _calls_back(forward: object, network: nn.Module) -> bool:
     named = (*seen.nonlocals.values(), *seen.globals.values())
     own = {id(module) for module in network.modules()}
     return any(id(getattr(value, "__self__", value)) in own for value in named)
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    try:
-        (copy,) = copied(CPU, network)
-    except Exception as error:
-        raise SourceError(
-            f"the network cannot be copied ({type(error).__name__}: {one_line(error)}), and a copy is "
-            "what is compressed; expected one that copy.deepcopy takes: let it keep no tensors computed "
-            "with gradients, and run it once if it has lazy layers"
-        ) from error
-    return copy.float().eval().requires_grad_(False)
 
 
 def _batches(network: nn.Module, given: Iterable[LiveBatch], role: str) -> Iterator[Batch]:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from svd2onnx.network.attributes import find, put
 from svd2onnx.network.modules import StoredWeight
-from svd2onnx.network.rewrite import find
 from svd2onnx.tracing.complex_numbers import without_complex
 from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
-from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+from svd2onnx.tracing.nodes import call_steps
+from svd2onnx.tracing.operators import Layer, layer_of, operator_of
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
 
 _ASSERTIONS = {
@@ -95,19 +96,6 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     return network.eval().requires_grad_(False)
 
 
-def put(root: nn.Module, name: str, value: nn.Module | Tensor) -> None:
-    """Make ``value`` the attribute of ``root`` with the dotted ``name``."""
-    *folders, last = name.split(".")
-    for folder in folders:
-        if not hasattr(root, folder):
-            setattr(root, folder, nn.Module())
-        root = getattr(root, folder)
-    if isinstance(value, nn.Module | nn.Parameter):
-        setattr(root, last, value)
-    else:
-        root.register_buffer(last, value)
-
-
 class _Builder:
     """Puts layers in the place of operators; their modules hang under ``root``."""
 
@@ -162,10 +150,10 @@ class _Builder:
             )
             put(self.root, self._made[key], _with(layer.build(), parameters))
         with self._graph.inserting_before(node):
-            x = self._steps(layer.input, layer.before)
+            x = call_steps(self._graph, layer.input, layer.before)
             call = self._graph.create_node("call_module", self._made[key], (x,))
             call.meta = {**node.meta, "val": _output(node, x, layer)}
-            result = self._steps(call, layer.after)
+            result = call_steps(self._graph, call, layer.after)
         node.replace_all_uses_with(result)
         self._graph.erase_node(node)
 
@@ -191,14 +179,6 @@ class _Builder:
 
     def _aliases(self, weight: Constant) -> list[str]:
         return [alias for name in weight.names for alias in self._names.of_tensor(name, self._tensors[name])]
-
-    def _steps(self, node: fx.Node, steps: Sequence[Step]) -> fx.Node:
-        for operator, arguments in steps:
-            value = fx.map_arg(arguments, lambda own: own.meta["val"])
-            made = self._graph.call_function(operator, (node, *arguments))
-            made.meta = {"val": operator(node.meta["val"], *value)}
-            node = made
-        return node
 
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
         """One for each tensor, laid out as layers expect it; new ones, for the user's stay as they are."""

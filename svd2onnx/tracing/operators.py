@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from svd2onnx.tracing.constants import Constant, Constants
-from svd2onnx.tracing.einsum import Product, product_of
+from svd2onnx.tracing.einsum import product_of
+from svd2onnx.tracing.nodes import Step
 
-Parameters = dict[str, nn.Parameter]
-Step = tuple[Any, tuple[Any, ...]]
-"""An operator of one tensor, and its further arguments."""
 _CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _TURN: Step = (torch.ops.aten.transpose.int, (-1, -2))
@@ -107,7 +105,7 @@ def _einsum(a: dict[str, Any], constants: Constants) -> Layer | None:
         matrix = constants.of(own)
         if matrix is None or not isinstance(other, fx.Node):
             continue
-        product: Product | None = product_of(a["equation"], operands.index(own), _rank(other), matrix.tensor)
+        product = product_of(a["equation"], operands.index(own), _rank(other), matrix.tensor)
         if product is None:
             return None
         weight = Constant(product.weight, matrix.names)

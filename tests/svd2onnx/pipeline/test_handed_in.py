@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.compress_export import compress_export
-from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.reporting.report import CompressionReport
 from svd2onnx.tracing import batchnorm, graph_network
 from svd2onnx.values.errors import VerificationError
 from svd2onnx.values.settings import Settings
 from tests.written_graphs import WrittenGraphs
+
+pytestmark = pytest.mark.usefixtures("no_bench")
 
 SETTINGS = Settings("quantize", provider="cpu", calibration_samples=16)
 
@@ -75,11 +76,6 @@ def inputs(split):
 
 dynamic_shapes = {"x": {0: "batch"}}
 """
-
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 @pytest.fixture

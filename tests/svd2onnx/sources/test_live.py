@@ -1,5 +1,8 @@
 """Networks in memory and their batches, before anything is compressed."""
 
+import copy
+import functools
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -201,6 +204,48 @@ def test_each_copy_is_new_and_the_network_stays_as_it_is() -> None:
     assert network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(own, before[name]) for name, own in network.state_dict().items())
+
+
+class Guarded(nn.Module):
+    """x [batch, 64] -> same; it holds what ``copy.deepcopy`` refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(64, 64), nn.Embedding(4, 64, max_norm=0.1)
+        self.lock, self.tensors = threading.Lock(), {"scale": self.layer.weight.mean() + 1}
+        self.generators = [torch.Generator(), iter(())]
+        self.double = functools.partial(self.twice, offset=1.0)
+
+    def twice(self, x: Tensor, offset: float) -> Tensor:
+        return 2 * self.layer(x) + offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.double(x) * self.tensors["scale"] + self.table(torch.zeros_like(x[:, 0]).long())
+
+
+def test_a_network_with_what_cannot_be_copied() -> None:
+    network, x = Guarded(), torch.randn(3, 64)
+    with pytest.raises(TypeError, match="lock"):
+        copy.deepcopy(network)
+    made = source_of([x], network=network).build()
+    table = network.table.weight.detach().clone()
+    with torch.no_grad():
+        got = made(x)
+        assert torch.equal(network.table.weight, table), "the copy wrote into the network's weights"
+        torch.testing.assert_close(got, network(x))
+        network.layer.weight.zero_()
+        torch.testing.assert_close(made(x), got, msg="the copy calls a layer of the network")
+    assert network.training
+    assert network.tensors["scale"].requires_grad
+
+
+def test_layers_beside_what_cannot_be_copied_are_refused() -> None:
+    """Shared, they would be run in the mode that they are in."""
+    network = Mlp()
+    network.parts = {"lock": threading.Lock(), "norm": nn.BatchNorm1d(64)}
+    with pytest.raises(SourceError, match=r"cannot be copied .* hold no layers together with"):
+        source_of([X], network=network).build()
 
 
 def test_a_compiled_network_is_compressed_as_what_it_was_made_of() -> None:
