@@ -22,6 +22,7 @@ from svd2onnx.graph.exporter_operators import operators_read_once
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
+from svd2onnx.graph.recurrent_nodes import RECURRENT
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
@@ -142,6 +143,7 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                 input_names=list(traced.inputs or traced.arguments),
                 dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
                 opset_version=opset,
+                custom_translation_table=RECURRENT,
                 dynamo=True,
                 verbose=False,
             )

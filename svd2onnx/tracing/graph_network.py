@@ -21,8 +21,9 @@ from svd2onnx.tracing.complex_numbers import without_complex
 from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
-from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+from svd2onnx.tracing.operators import Layer, Step, bound, layer_of, operator_of
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
+from svd2onnx.values.errors import ExportError
 
 _ASSERTIONS = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size",
@@ -71,6 +72,9 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     Args:
         module: see ``flattened``; its graph is changed.
         names: of its tensors and layers.
+
+    Raises:
+        ExportError: it draws from a generator of its own.
     """
     graph = module.graph
     tensors: dict[str, Any] = {}
@@ -79,6 +83,7 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
             tensors[node.target] = find(module, node.target)
     without_complex(graph, tensors)
     builder = _Builder(graph, tensors, names)
+    _forget_updates(graph)
     for node in list(graph.nodes):
         if operator_of(node) in _IDENTITIES and not _drops(node):
             node.replace_all_uses_with(node.args[0])
@@ -143,6 +148,11 @@ class _Builder:
     def _kept(self, target: str) -> str:
         """Keep a tensor or a part of the graph, and say under which name."""
         name, value = target, self._tensors[target]
+        if isinstance(value, torch.Generator):
+            raise ExportError(
+                "forward draws random numbers from a torch.Generator, and an ONNX file cannot draw the same: draw "
+                "them once, in __init__, and keep them by register_buffer"
+            )
         if isinstance(value, nn.Parameter):
             value = self._parameter(value)
         if isinstance(value, Tensor):
@@ -249,6 +259,16 @@ def _with(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Modul
 
 def _has_effects(node: fx.Node) -> bool:
     return node.op == "call_function" and node.is_impure()
+
+
+def _forget_updates(graph: fx.Graph) -> None:
+    """A normalization that stays in training takes the batch's statistics, and only writes to its own.
+
+    Given both, the exporter takes the wrong ones.
+    """
+    for node in graph.nodes:
+        if operator_of(node) == "batch_norm" and bound(node)["training"]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
 
 
 def _drops(node: fx.Node) -> bool:

@@ -297,6 +297,10 @@ REFUSED: dict[str, tuple[Forward, str]] = {
         lambda m, x: torch.autocast("cpu", torch.bfloat16)(m.w)(x),
         "forward computes in bfloat16 under torch.autocast",
     ),
+    "generator": (
+        lambda m, x: m.w(x) + torch.rand(64, generator=torch.Generator().manual_seed(1)),
+        "draws random numbers from a torch.Generator",
+    ),
     "no tensor": (lambda m, x: None, "expected tensors from the network's forward"),
 }
 
