@@ -150,8 +150,8 @@ class _Builder:
         name, value = target, self._tensors[target]
         if isinstance(value, torch.Generator):
             raise ExportError(
-                "forward draws random numbers from a torch.Generator, and an ONNX file cannot draw the same: draw "
-                "them once, in __init__, and keep them by register_buffer"
+                "forward draws random numbers from a torch.Generator, and an ONNX file cannot draw the same: "
+                "draw them once, in __init__, and keep them by register_buffer"
             )
         if isinstance(value, nn.Parameter):
             value = self._parameter(value)
