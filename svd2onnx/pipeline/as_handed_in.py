@@ -16,7 +16,14 @@ from torch import Tensor, fx, nn
 from svd2onnx.network.layers import weight_of
 from svd2onnx.network.rewrite import rewrite
 from svd2onnx.pipeline.preparation import Prepared
-from svd2onnx.pipeline.strict_check import TOLERANCE, check_model, comparable, outputs_of, worst_error
+from svd2onnx.pipeline.strict_check import (
+    TOLERANCE,
+    check_model,
+    comparable,
+    error_of_file,
+    outputs_of,
+    worst_error,
+)
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.tracing.operators import bound, operator_of
 from svd2onnx.values.choices import BLOCK_SIZES
@@ -50,7 +57,7 @@ def check_as_handed_in(prepared: Prepared, float32: Path) -> None:
                 "is random or keeps a state, and an ONNX file does neither; let forward depend on its inputs "
                 "and weights alone"
             )
-        worst = worst_error(*comparable(session, feed, expected))
+        worst = error_of_file(float32, session, *comparable(session, feed, expected))
         if worst > TOLERANCE:
             raise VerificationError(
                 f"the float32 graph differs from the network that was handed in by {worst:.1e} relative to "
