@@ -1,7 +1,7 @@
 """What onnxruntime's own kernels round away, where that is more than float32 does.
 
-Its Sigmoid (1.31, on the CPU) is right to 1.4e-7, whatever the value is: of a probability of 1e-3 that is 1e-4.
-Rare events and scores of detectors have such probabilities, and PyTorch computes them to the last bit.
+Its Sigmoid (1.31, on the CPU) is right to 1.4e-7, whatever the value is: of a probability of 1e-3 that is
+1e-4. Rare events and scores of detectors have such probabilities, and PyTorch computes them to the last bit.
 """
 
 from __future__ import annotations

@@ -41,9 +41,12 @@ def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Raises:
         ExportError: see ``inline_modes``.
     """
+    if any(_is_of_vmap(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # which leaves operators on whole batches
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     inline_modes(module)
+    _renormalize_at_once(module.graph)
     written = {own for node in module.graph.nodes for own in written_by(node) if own.op == "get_attr"}
     for node in written:
         with module.graph.inserting_after(node):
@@ -259,6 +262,27 @@ def _with(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Modul
 
 def _has_effects(node: fx.Node) -> bool:
     return node.op == "call_function" and node.is_impure()
+
+
+def _is_of_vmap(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "_add_batch_dim"
+
+
+def _renormalize_at_once(graph: fx.Graph) -> None:
+    """An embedding with ``max_norm`` scales the rows it is asked for and writes them back: here all, once."""
+    for node in list(graph.nodes):
+        if operator_of(node) != "embedding_renorm_":
+            continue
+        written, _rows, most, order = node.args
+        table = written.args[0] if operator_of(written) == "detach" else written
+        with graph.inserting_before(node):
+            scaled = graph.call_function(torch.ops.aten.renorm.default, (table, order, 0, most))
+        scaled.meta = dict(table.meta)
+        for user in list(table.users):
+            if operator_of(user).lstrip("_") in ("embedding", "embedding_bag"):
+                user.replace_input_with(table, scaled)
+        node.replace_all_uses_with(scaled)
+        graph.erase_node(node)
 
 
 def _forget_updates(graph: fx.Graph) -> None:
