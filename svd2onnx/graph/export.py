@@ -158,6 +158,7 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                 ) from error
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
+                f"{_of_spectra(traced.module)}"
             ) from error
         assert program is not None
         if not outputs:  # it was analysed without being run
@@ -167,6 +168,17 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     name_outputs(model_proto.graph, outputs)
     _drop_origins(model_proto)
     return model_proto
+
+
+def _of_spectra(module: nn.Module) -> str:
+    """What is likely to hinder the exporter in a network of Fourier transforms."""
+    nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    if not any("fft" in str(node.target) for node in nodes):
+        return ""
+    return (
+        ". It transforms to complex numbers, for which torch.onnx knows few operators: compute with their "
+        "real and imaginary parts between the transforms"
+    )
 
 
 def _drop_origins(model: ir.Model) -> None:

@@ -17,11 +17,12 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from svd2onnx.network.decoder import Traced
+from svd2onnx.network.failures import forward_failed
 from svd2onnx.network.outputs import is_named, names_of, tensors_of
 from svd2onnx.tracing.graph_network import as_network, flattened, unlifted
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.recurrent import any_length
-from svd2onnx.values.errors import ExportError, SourceError, one_line
+from svd2onnx.values.errors import ExportError, one_line
 
 _TORCH = Path(torch.__file__).parent
 _OWN = Path(__file__).parents[1]
@@ -169,10 +170,7 @@ def _run(network: nn.Module, arguments: Mapping[str, Any]) -> None:
     except ExportError:
         raise
     except Exception as error:
-        raise SourceError(
-            f"the network's forward fails on the first calibration batch: {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from error
+        raise forward_failed(error) from error
 
 
 def _told(error: Exception, network: nn.Module) -> str:
