@@ -157,8 +157,8 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                     "their real and imaginary parts, such as the cosine and sine of rotary positions"
                 ) from error
             raise ExportError(
-                f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
-                f"{_of_spectra(traced.module)}"
+                f"torch.onnx cannot export the network: {type(cause).__name__}: "
+                f"{one_line(cause).rstrip('.')}{_of_spectra(traced.module)}"
             ) from error
         assert program is not None
         if not outputs:  # it was analysed without being run

@@ -73,7 +73,7 @@ def _likely_cause(model: fx.GraphModule) -> str:
     drawn = next((operator_of(node) for node in model.graph.nodes if _is_random(node)), None)
     if drawn is not None:
         return (
-            f"forward draws random numbers ({drawn}), and an ONNX file draws others, whatever the seed: draw "
+            f"Its forward draws random numbers ({drawn}), and an ONNX file draws others, whatever the seed: draw "
             "them once, in __init__, and keep them by register_buffer, or give them to forward as an input"
         )
     return (
