@@ -73,8 +73,8 @@ def _likely_cause(model: fx.GraphModule) -> str:
     drawn = next((operator_of(node) for node in model.graph.nodes if _is_random(node)), None)
     if drawn is not None:
         return (
-            f"Its forward draws random numbers ({drawn}), and an ONNX file draws others, whatever the seed: draw "
-            "them once, in __init__, and keep them by register_buffer, or give them to forward as an input"
+            f"Its forward draws random numbers ({drawn}), and an ONNX file draws others, whatever the seed: "
+            "draw them once, in __init__, and keep them by register_buffer, or give them to forward as an input"
         )
     return (
         "Most likely forward decides something in Python, by the values or sizes of its first inputs, or the "
