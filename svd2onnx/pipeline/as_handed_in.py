@@ -74,7 +74,7 @@ def _likely_cause(model: fx.GraphModule) -> str:
     if drawn is not None:
         return (
             f"Its forward draws random numbers ({drawn}), and an ONNX file draws others, whatever the seed: "
-            "draw them once, in __init__, and keep them by register_buffer, or let them be an input of forward"
+            "draw them once, in __init__, and keep them by register_buffer, or make them an input of forward"
         )
     return (
         "Most likely forward decides something in Python, by the values or sizes of its first inputs, or the "
