@@ -23,6 +23,7 @@ from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import insert_dequantize
 from svd2onnx.graph.quantized_nodes import QuantizedNode
+from svd2onnx.graph.recurrent_nodes import RECURRENT
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
@@ -158,6 +159,7 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                 input_names=list(traced.inputs or traced.arguments),
                 dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
                 opset_version=opset,
+                custom_translation_table=RECURRENT,
                 dynamo=True,
                 verbose=False,
             )
@@ -171,7 +173,8 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                     "their real and imaginary parts, such as the cosine and sine of rotary positions"
                 ) from error
             raise ExportError(
-                f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
+                f"torch.onnx cannot export the network: {type(cause).__name__}: "
+                f"{one_line(cause).rstrip('.')}{_of_spectra(traced.module)}"
             ) from error
         assert program is not None
         if not outputs:  # it was analysed without being run
@@ -181,6 +184,17 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     name_outputs(model_proto.graph, outputs)
     _drop_origins(model_proto)
     return model_proto
+
+
+def _of_spectra(module: nn.Module) -> str:
+    """What is likely to hinder the exporter in a network of Fourier transforms."""
+    nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    if not any("fft" in str(node.target) for node in nodes):
+        return ""
+    return (
+        ". It transforms to complex numbers, for which torch.onnx knows few operators: compute with their "
+        "real and imaginary parts between the transforms"
+    )
 
 
 def _drop_origins(model: ir.Model) -> None:

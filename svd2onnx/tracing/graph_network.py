@@ -22,8 +22,9 @@ from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, wri
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.nodes import call_steps
-from svd2onnx.tracing.operators import Layer, layer_of, operator_of
+from svd2onnx.tracing.operators import Layer, bound, layer_of, operator_of
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
+from svd2onnx.values.errors import ExportError
 
 _ASSERTIONS = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size",
@@ -41,9 +42,12 @@ def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Raises:
         ExportError: see ``inline_modes``.
     """
+    if any(_is_of_vmap(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # which leaves operators on whole batches
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     inline_modes(module)
+    _renormalize_at_once(module.graph)
     written = {own for node in module.graph.nodes for own in written_by(node) if own.op == "get_attr"}
     for node in written:
         with module.graph.inserting_after(node):
@@ -72,6 +76,9 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     Args:
         module: see ``flattened``; its graph is changed.
         names: of its tensors and layers.
+
+    Raises:
+        ExportError: it draws from a generator of its own.
     """
     graph = module.graph
     tensors: dict[str, Any] = {}
@@ -80,6 +87,7 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
             tensors[node.target] = find(module, node.target)
     without_complex(graph, tensors)
     builder = _Builder(graph, tensors, names)
+    _forget_updates(graph)
     for node in list(graph.nodes):
         if operator_of(node) in _IDENTITIES and not _drops(node):
             node.replace_all_uses_with(node.args[0])
@@ -131,6 +139,11 @@ class _Builder:
     def _kept(self, target: str) -> str:
         """Keep a tensor or a part of the graph, and say under which name."""
         name, value = target, self._tensors[target]
+        if isinstance(value, torch.Generator):
+            raise ExportError(
+                "forward draws random numbers from a torch.Generator, and an ONNX file cannot draw the same: "
+                "draw them once, in __init__, and keep them by register_buffer"
+            )
         if isinstance(value, nn.Parameter):
             value = self._parameter(value)
         if isinstance(value, Tensor):
@@ -229,6 +242,37 @@ def _with(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Modul
 
 def _has_effects(node: fx.Node) -> bool:
     return node.op == "call_function" and node.is_impure()
+
+
+def _is_of_vmap(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "_add_batch_dim"
+
+
+def _renormalize_at_once(graph: fx.Graph) -> None:
+    """An embedding with ``max_norm`` scales the rows it is asked for and writes them back: here all, once."""
+    for node in list(graph.nodes):
+        if operator_of(node) != "embedding_renorm_":
+            continue
+        written, _rows, most, order = node.args
+        table = written.args[0] if operator_of(written) == "detach" else written
+        with graph.inserting_before(node):
+            scaled = graph.call_function(torch.ops.aten.renorm.default, (table, order, 0, most))
+        scaled.meta = dict(table.meta)
+        for user in list(table.users):
+            if operator_of(user).lstrip("_") in ("embedding", "embedding_bag"):
+                user.replace_input_with(table, scaled)
+        node.replace_all_uses_with(scaled)
+        graph.erase_node(node)
+
+
+def _forget_updates(graph: fx.Graph) -> None:
+    """A normalization that stays in training takes the batch's statistics, and only writes to its own.
+
+    Given both, the exporter takes the wrong ones.
+    """
+    for node in graph.nodes:
+        if operator_of(node) == "batch_norm" and bound(node)["training"]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
 
 
 def _drops(node: fx.Node) -> bool:

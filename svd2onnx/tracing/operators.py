@@ -172,18 +172,21 @@ def _batch_norm(a: dict[str, Any], constants: Constants) -> Layer | None:
     parts = {name: constants.of(a[name]) for name in names if a[name] is not None}
     known = {name: part for name, part in parts.items() if part is not None}
     # Without statistics of its own it takes those of the batch, and has no module in evaluation.
-    is_whole = len(known) == len(parts) and set(names[2:]) <= set(known) and len(known) != 3
+    is_whole = len(known) == len(parts) and set(names[2:]) <= set(known)
     if not is_whole or a["training"] or _rank(a["input"]) not in _NORMS:
         return None
 
     def build() -> nn.Module:
         norm = _NORMS[_rank(a["input"])](
-            len(known["running_mean"].tensor), a["eps"], a["momentum"], "weight" in known, device="meta"
+            len(known["running_mean"].tensor), a["eps"], a["momentum"], device="meta"
         )
         norm.num_batches_tracked = None
+        for name in names[:2]:  # a module may have but one of the two
+            if name not in known:
+                norm.register_parameter(name, None)
         return norm
 
-    return Layer(a["input"], known, build, (_rank(a["input"]), a["eps"]))
+    return Layer(a["input"], known, build, (_rank(a["input"]), a["eps"], *known))
 
 
 def _layer_norm(a: dict[str, Any], constants: Constants) -> Layer | None:

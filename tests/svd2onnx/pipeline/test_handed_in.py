@@ -178,6 +178,25 @@ def test_a_network_that_differs_each_time_it_is_loaded_is_told(
         run(IMAGES.replace("torch.manual_seed(0)", "torch.seed()"))
 
 
+def test_random_numbers_of_a_seed_are_told(run: Callable[[str], CompressionReport]) -> None:
+    """Called again, such a network gives the same; a file cannot."""
+    with pytest.raises(VerificationError, match=r"forward draws random numbers \(rand\)"):
+        run(IMAGES.replace("return self.head(", "torch.manual_seed(1); return self.head(torch.rand(32) + "))
+
+
+def test_a_norm_that_stays_in_training_takes_the_batch_s_statistics(
+    run: Callable[[str], CompressionReport], tmp_path: Path
+) -> None:
+    text = IMAGES.replace("x = torch.relu(self.norm", "self.norm.train(); x = torch.relu(self.norm")
+    run(text)
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(text, scope)
+    x = torch.randn(3, 3, 12, 12)
+    expected = scope["build"]()(x).detach().numpy()
+    (output,) = onnxruntime.InferenceSession(tmp_path / "float.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_another_batch_size_than_the_examples_is_tried(run: Callable[[str], CompressionReport]) -> None:
     """What depends on the number of rows in Python is frozen by the exporter."""
     with pytest.raises(VerificationError, match="decides something in Python"):

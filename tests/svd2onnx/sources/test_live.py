@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 from svd2onnx.sources.live import NOT_HELD_OUT, live_source
@@ -275,3 +276,30 @@ def test_a_forward_bound_to_the_network_goes_with_the_copy() -> None:
     first = copy.get_submodule("first")
     torch.testing.assert_close(copy(x), first(x) * 2)
     assert float(first(x).abs().max()) > 1
+
+
+class Kept(nn.Module):
+    """Its first layer is pruned and its second normalized; it keeps what it computed, to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pruned = prune.random_unstructured(nn.Linear(64, 64), "weight", 0.5)
+        with pytest.warns(FutureWarning):
+            self.normed = torch.nn.utils.weight_norm(nn.Linear(64, 64))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.normed(torch.relu(self.pruned(x)))
+        self.seen.append(y)
+        return y
+
+
+def test_tensors_computed_with_gradients_are_copied_too() -> None:
+    network, x = Kept(), torch.randn(2, 64)
+    expected = network(x)
+    copy = source_of([X], network=network).build()
+    torch.testing.assert_close(copy(x), expected)
+    with torch.no_grad():
+        copy.get_parameter("normed.weight_v").zero_()
+    assert network.seen[0].requires_grad
+    torch.testing.assert_close(network(x), expected)

@@ -1,5 +1,6 @@
 """The graph computes what the network does, and its layers are found by what computes with their weights."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -161,6 +162,11 @@ STORED: dict[str, tuple[dict[str, Callable[[], Any]], Forward, dict[str, tuple[i
         lambda m, x: m.w(x)[1],
         {"w.weight_ih_l0": (64, 64), "w.weight_hh_l0": (64, 64)},
     ),
+    "one step of an lstm": (
+        {"w": lambda: nn.LSTMCell(64, 32)},
+        lambda m, x: m.w(x[:, 0])[0],
+        {"w.weight_ih": (128, 64), "w.weight_hh": (128, 32)},
+    ),
     "experts": (
         {"w": parameter(4, 64, 32)},
         lambda m, x: x.unsqueeze(1) @ m.w,
@@ -175,6 +181,47 @@ def test_weights_of_other_operators_are_stored(
 ) -> None:
     graph = traced(Network(make, forward))
     assert {site.name: site.shape for site in discover(graph, X) if site.kind == "stored"} == shapes
+
+
+def test_what_vmap_goes_over_is_one_batch() -> None:
+    """A network over the samples, and the members of an ensemble."""
+    network = Network(
+        {"w": lambda: nn.Linear(64, 64), "members": parameter(3, 64, 64)},
+        lambda m, x: torch.func.vmap(lambda own: torch.func.vmap(m.w)(x) @ own)(m.members).mean(0),
+    )
+    kinds = {site.name: site.kind for site in discover(traced(network), X)}
+    assert kinds == {"w": "linear", "members": "stored"}
+
+
+def test_rows_of_a_largest_norm_are_scaled_at_once() -> None:
+    """PyTorch writes them back into its table, which the graph does not."""
+    torch.manual_seed(0)
+    network = nn.Embedding(10, 64, max_norm=2.0).eval().requires_grad_(False)
+    table = network.weight.clone()
+    graph = trace(network, {"input": torch.arange(4)}, {"input": {0: "batch"}})
+    assert torch.equal(network.weight, table)
+    assert not any("renorm_" in str(node.target) for node in graph.graph.nodes)  # ONNX has none
+    ids = torch.arange(10)
+    found = graph(ids)
+    torch.testing.assert_close(found, network(ids))
+    assert float(found.norm(dim=-1).max()) == pytest.approx(2, abs=1e-4)
+
+
+def writes(m: Any, x: Tensor) -> Tensor:
+    m.table[1:3].zero_()
+    m.table.t()[0].copy_(x.mean((0, 1)))
+    return m.w(x) + torch.nn.functional.linear(x, m.table)
+
+
+def test_what_is_written_through_a_view_is_no_weight_and_no_state() -> None:
+    network = Network(
+        {"w": lambda: nn.Linear(64, 64), "table": lambda: nn.Buffer(torch.ones(64, 64))}, writes
+    )
+    graph = trace(network.eval(), X, AXES)
+    for x in (X["x"], torch.randn(2, 7, 64)):
+        found = graph(x)
+        assert torch.equal(network.get_buffer("table")[0, :1], torch.ones(1))
+        torch.testing.assert_close(found, copy.deepcopy(network)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_packed_attention_is_two_linear_layers() -> None:
@@ -296,6 +343,10 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "autocast": (
         lambda m, x: torch.autocast("cpu", torch.bfloat16)(m.w)(x),
         "forward computes in bfloat16 under torch.autocast",
+    ),
+    "generator": (
+        lambda m, x: m.w(x) + torch.rand(64, generator=torch.Generator().manual_seed(1)),
+        "draws random numbers from a torch.Generator",
     ),
     "no tensor": (lambda m, x: None, "expected tensors from the network's forward"),
 }
