@@ -154,6 +154,12 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                     "torch.onnx cannot export what the network computes with complex numbers: compute with "
                     "their real and imaginary parts, such as the cosine and sine of rotary positions"
                 ) from error
+            if "grouped_mm" in str(cause):
+                raise ExportError(
+                    "torch.onnx cannot export how the network groups tokens by expert (grouped_mm): let it "
+                    "multiply by batches, in transformers by set_experts_implementation('batched_mm') or "
+                    "from_pretrained(..., experts_implementation='batched_mm')"
+                ) from error
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
             ) from error

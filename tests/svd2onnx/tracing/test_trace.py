@@ -308,6 +308,13 @@ def test_what_cannot_be_traced_is_told_in_one_line(forward: Forward, told: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_nothing_but_that_line_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the graph as far as it came."""
+    with pytest.raises(ExportError, match="decides by the values"):
+        trace(Network({"w": lambda: nn.Linear(64, 64)}, REFUSED["decides by values"][0]).eval(), X, AXES)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_part_in_torchscript_is_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is deprecated
