@@ -256,15 +256,20 @@ def _drops(node: fx.Node) -> bool:
 
 
 def _tidy(graph: fx.Graph, names: Sequence[str]) -> None:
-    _remove_unread(graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if is_tensor(leaf)]
     if not leaves:
         raise ValueError("the program gives no tensor")
     if names:
         output.args = (dict(zip(names, leaves, strict=True)),)
     else:
         output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
+    _remove_unread(graph)
+
+
+def is_tensor(leaf: object) -> bool:
+    """Whether ``leaf`` of a graph's output is computed, and no number, such as a size of an input."""
+    return isinstance(leaf, fx.Node) and not isinstance(leaf.meta.get("val"), torch.SymInt | torch.SymFloat)
 
 
 def _remove_unread(graph: fx.Graph) -> None:
