@@ -22,6 +22,7 @@ from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, wri
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+from svd2onnx.tracing.promotion import with_equal_types
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
 
 _ASSERTIONS = {
@@ -78,6 +79,7 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = find(module, node.target)
     without_complex(graph, tensors)
+    with_equal_types(graph)
     builder = _Builder(graph, tensors, names)
     for node in list(graph.nodes):
         if operator_of(node) in _IDENTITIES and not _drops(node):
