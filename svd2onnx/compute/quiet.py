@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet(loggers: Sequence[str], level: int) -> Iterator[None]:
     """While it is entered, nothing warns, and ``loggers``, by name, tell what is of ``level`` or more alone.
+
+    Nor is anything written to stderr: PyTorch prints whole graphs there when it fails.
 
     A logger with a level of its own does not heed the one above it: it must be named too.
     """
@@ -19,7 +22,7 @@ def quiet(loggers: Sequence[str], level: int) -> Iterator[None]:
     for logger in found:
         logger.setLevel(level)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

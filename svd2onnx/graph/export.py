@@ -6,8 +6,6 @@ dimensions named as in ``dynamic_shapes``, or found by comparing the calibration
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -147,7 +145,6 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     with (
         quiet(_LOGGERS, logging.ERROR),
-        contextlib.redirect_stderr(io.StringIO()),  # intermediate graphs, which it prints when it fails
         any_length(),
         operators_read_once(),
         plain_outputs(traced) as outputs,
@@ -171,6 +168,12 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                 raise ExportError(
                     "torch.onnx cannot export what the network computes with complex numbers: compute with "
                     "their real and imaginary parts, such as the cosine and sine of rotary positions"
+                ) from error
+            if "grouped_mm" in str(cause):
+                raise ExportError(
+                    "torch.onnx cannot export how the network groups tokens by expert (grouped_mm): let it "
+                    "multiply by batches, in transformers by set_experts_implementation('batched_mm') or "
+                    "from_pretrained(..., experts_implementation='batched_mm')"
                 ) from error
             raise ExportError(
                 f"torch.onnx cannot export the network: {type(cause).__name__}: "

@@ -77,9 +77,14 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
         yield from _walk(part, below)
 
 
+def _text(key: object) -> str:
+    """A key as it is written to look its value up: members of an enumeration of texts are those texts."""
+    return str.__str__(key) if isinstance(key, str) else str(key)
+
+
 def _parts(value: Any) -> Iterable[tuple[str | int, Any]]:
     if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
+        return [(_text(key), part) for key, part in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -43,8 +43,11 @@ def check_as_handed_in(prepared: Prepared, float32: Path) -> None:
 
     Raises:
         VerificationError: an output differs by more than TOLERANCE, or from one call to the next.
+        ExportError: batches of evaluation have sizes that the graph does not take.
     """
     check_model(float32)
+    for batch in prepared.evaluation:
+        prepared.traced_source.check_sizes(batch)
     session = open_session(float32, "cpu", strict=True)
     untouched = prepared.load_again()
     replaced = None if prepared.is_large else _with_same_weights(prepared)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,6 +28,7 @@ class TracedSource:
     """The graph of a source's network, and what it was traced with.
 
     ``with_past`` is what is exported in its place, if that was asked for; ``warnings`` are for the report.
+    ``fixed`` has the axes that may differ between batches, and have one size in the graph.
     """
 
     model: fx.GraphModule
@@ -35,6 +36,24 @@ class TracedSource:
     dynamic_shapes: DynamicShapes
     with_past: Traced | None = None
     warnings: tuple[str, ...] = ()
+    fixed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def check_sizes(self, batch: Batch) -> None:
+        """Refuse a batch of evaluation that the graph does not take, for its size.
+
+        Raises:
+            ExportError: it has another one along a fixed axis.
+        """
+        for name, own in self.fixed.items():
+            for axis, size in own.items():
+                found = batch[name].shape[axis] if name in batch else size
+                if found != size:
+                    raise ExportError(
+                        f"the file takes {name!r} with exactly {size} along axis {axis}, which forward fixes "
+                        f"as it goes through samples one by one or names a size, and a batch of evaluation "
+                        f"has {found}: let forward take its sizes from its inputs, or give evaluation in "
+                        "batches of the size of those for calibration"
+                    )
 
     def exported(self, network: nn.Module, outputs: Sequence[str]) -> Traced:
         """What is exported of ``network``, which is ``model`` or has its parts."""
@@ -69,7 +88,7 @@ def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with
         fold_batchnorm(own)
         for node in own.graph.nodes:
             node.meta = {}  # copies of the network would copy it too
-    return TracedSource(graph, example, _without(axes, fixed), past, warnings)
+    return TracedSource(graph, example, _without(axes, fixed), past, warnings, fixed)
 
 
 def _traced(live: nn.Module, example: Batch, axes: Axes) -> tuple[fx.GraphModule, Batch, Sizes]:

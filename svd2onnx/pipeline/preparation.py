@@ -174,6 +174,9 @@ class Prepared:
         return dict.fromkeys(arguments)
 
 
+RANDOM = "; its inputs are random, as no --calibration was given: give some, if random ones do not fit it"
+
+
 def prepare(
     source: AnyPath | Source, settings: Settings, data: AnyPath | None = None, track: Track = silent
 ) -> Prepared:
@@ -225,7 +228,8 @@ def prepare(
         store.keep_module(traced.model)
         sites = layer_sites.discover(traced.model, arguments_of(live, batches[0]))
     except (SourceError, ExportError) as error:
-        raise type(error)(f"{loaded.name}: {error}") from error
+        random = "" if loaded.calibrated else RANDOM
+        raise type(error)(f"{loaded.name}: {error}{random}") from error
     sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(traced.model, batches[0], device)

@@ -18,7 +18,7 @@ from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
 from svd2onnx.sources.sample_axis import are_samples
 from svd2onnx.tracing.constants import written_by
-from svd2onnx.tracing.graph_network import flattened, unlifted
+from svd2onnx.tracing.graph_network import flattened, is_tensor, unlifted
 from svd2onnx.tracing.operators import bound, operator_of
 from svd2onnx.tracing.trace import LOGGERS
 from svd2onnx.values.errors import SourceError, one_line
@@ -180,6 +180,6 @@ def _output_names(module: fx.GraphModule) -> list[str]:
     leaves = torch.utils._pytree.tree_leaves(output.args)
     if structure is None or structure.out_spec is None or structure.out_spec.num_leaves != len(leaves):
         return []
-    stand_ins = [torch.empty(0) if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    stand_ins = [torch.empty(0) if is_tensor(leaf) else None for leaf in leaves]
     names = names_of(torch.utils._pytree.tree_unflatten(stand_ins, structure.out_spec))
     return names if is_named(names) else []

@@ -7,7 +7,7 @@ are copied too, because a forward may write into its inputs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def live_source(
     network = _checked(network)
     fit = list(limited(_batches(network, calibration, "calibration"), settings.calibration_samples))
     if evaluation is None:
-        fit, judged = _split(fit)
+        fit, judged = _split(fit, lambda batch: _is_taken(network, batch))
     else:
         judged = list(_batches(network, evaluation, "evaluation"))
     warnings = () if judged else (NOT_HELD_OUT,)
@@ -123,6 +123,16 @@ def _arguments(network: nn.Module, batch: object, where: str) -> Batch:
         named = dict(zip(required, batch, strict=False))  # what exceeds them are labels
     else:
         raise SourceError(f"{where} is {_kind(batch)}; {_FORMS}")
+    spread = [
+        str(own)
+        for own in inspect.signature(network.forward).parameters.values()
+        if own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD)
+    ]
+    if spread and len(spread) == len(parameters):
+        raise SourceError(
+            f"forward takes {', '.join(spread)}, which names none of its inputs; expected arguments with "
+            "names: wrap the network in a module whose forward has them"
+        )
     missing = [name for name in required if name not in named]
     taken = [name for name in parameters if name in named]
     if missing or not taken:
@@ -152,9 +162,31 @@ def _tensors(named: Mapping[str, object], where: str) -> Batch:
     return tensors
 
 
-def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """What to fit and what is held out, nothing of very few."""
+def _is_taken(network: nn.Module, batch: Batch) -> bool:
+    """Whether forward takes ``batch``."""
+    try:
+        with torch.no_grad():
+            live_copy(network)(**{name: tensor.clone() for name, tensor in batch.items()})
+    except Exception:
+        return False
+    return True
+
+
+def _split(batches: Sequence[Batch], is_taken: Callable[[Batch], bool]) -> tuple[list[Batch], list[Batch]]:
+    """What to fit and what is held out, nothing of very few.
+
+    Batches stay whole where their tensors have no rows in common, and where forward takes no part of one.
+    """
     by_rows = all(len({tensor.shape[:1] for tensor in batch.values()}) == 1 for batch in batches)
+    if by_rows:
+        fit, judged = _parted(batches, by_rows=True)
+        cut = next((own for own in (*judged, *fit) if not any(own is batch for batch in batches)), None)
+        if cut is None or is_taken(cut) or not is_taken(batches[0]):
+            return fit, judged
+    return _parted(batches, by_rows=False)
+
+
+def _parted(batches: Sequence[Batch], *, by_rows: bool) -> tuple[list[Batch], list[Batch]]:
     counts = [len(next(iter(batch.values()))) if by_rows else 1 for batch in batches]
     chosen, start = set(held_out(sum(counts))), 0
     fit: list[Batch] = []

@@ -23,6 +23,7 @@ from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.nodes import call_steps
 from svd2onnx.tracing.operators import Layer, bound, layer_of, operator_of
+from svd2onnx.tracing.promotion import with_equal_types
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
 from svd2onnx.values.errors import ExportError
 
@@ -86,6 +87,7 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = find(module, node.target)
     without_complex(graph, tensors)
+    with_equal_types(graph)
     builder = _Builder(graph, tensors, names)
     _forget_updates(graph)
     for node in list(graph.nodes):
@@ -280,15 +282,20 @@ def _drops(node: fx.Node) -> bool:
 
 
 def _tidy(graph: fx.Graph, names: Sequence[str]) -> None:
-    _remove_unread(graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if is_tensor(leaf)]
     if not leaves:
         raise ValueError("the program gives no tensor")
     if names:
         output.args = (dict(zip(names, leaves, strict=True)),)
     else:
         output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
+    _remove_unread(graph)
+
+
+def is_tensor(leaf: object) -> bool:
+    """Whether ``leaf`` of a graph's output is computed, and no number, such as a size of an input."""
+    return isinstance(leaf, fx.Node) and not isinstance(leaf.meta.get("val"), torch.SymInt | torch.SymFloat)
 
 
 def _remove_unread(graph: fx.Graph) -> None:

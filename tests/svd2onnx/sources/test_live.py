@@ -81,6 +81,34 @@ def test_batches_of_parts_that_are_no_rows_stay_whole() -> None:
     assert [int(batch["ids"][0]) for batch in source.inputs("calibration")] == [0, 1, 2, 3, 5]
 
 
+class OfOneSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 64)
+
+
+def test_batches_stay_whole_where_forward_takes_no_other_size() -> None:
+    source = source_of(numbered(*[2] * 10), network=OfOneSize())
+    assert numbers(source, "evaluation") == [8, 9, 18, 19]
+    assert {len(batch["x"]) for batch in source.inputs("calibration")} == {2}
+    assert source.warnings == ()
+
+
+def test_samples_without_an_axis_of_batches_are_not_cut() -> None:
+    source = source_of([torch.full((64,), float(i)) for i in range(10)])
+    assert [tuple(batch["x"].shape) for batch in source.inputs("evaluation")] == [(64,)] * 2
+    assert [float(batch["x"][0]) for batch in source.inputs("evaluation")] == [4, 9]
+
+
+class Spread(nn.Module):
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        return tensors[0]
+
+
+def test_arguments_without_names_are_told() -> None:
+    with pytest.raises(SourceError, match=r"forward takes \*tensors.*, \*\*named.*, which names none"):
+        source_of([X], network=Spread())
+
+
 def test_an_endless_iterable_is_read_once_as_far_as_samples_are_asked_for() -> None:
     read = 0
 

@@ -3,14 +3,17 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
+from svd2onnx.graph.export import export_float
 from svd2onnx.network.layers import discover, weight_of
 from svd2onnx.network.outputs import tensors_of
 from svd2onnx.tracing.trace import fixed_axes, trace
@@ -357,6 +360,22 @@ def test_what_cannot_be_traced_is_told_in_one_line(forward: Forward, told: str) 
     with pytest.raises(ExportError, match=told) as caught:
         trace(Network({"w": lambda: nn.Linear(64, 64)}, forward).eval(), X, AXES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_less_a_tensor_of_integers_is_exported(tmp_path: Path) -> None:
+    """As masks are made: 1.0 - mask. torch.onnx fails at converting it."""
+    graph = traced(Network({"w": lambda: nn.Linear(64, 64)}, lambda m, x: m.w(x) + (1.5 - (x > 0).int())))
+    export_float(graph, X, {}, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in X.items()})
+    torch.testing.assert_close(torch.from_numpy(found), graph(**X), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_but_that_line_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the graph as far as it came."""
+    with pytest.raises(ExportError, match="decides by the values"):
+        trace(Network({"w": lambda: nn.Linear(64, 64)}, REFUSED["decides by values"][0]).eval(), X, AXES)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_part_in_torchscript_is_told() -> None:
