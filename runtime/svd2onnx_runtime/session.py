@@ -75,21 +75,29 @@ def open_session(
     ``threads`` are the threads inside one operator (None: onnxruntime's choice). ``strict``
     disables every optimization, and TF32 on CUDA. Raises ProviderError and GraphError.
     """
-    return load(path, session_options(threads, strict=strict), provider, tf32=not strict)
+    options = session_options(threads, strict=strict)
+    if strict:  # which computes what is true, and not what is fast
+        _map_large(path, options)
+    return load(path, options, provider, tf32=not strict)
 
 
 def open_reference(
     path: str | os.PathLike[str], provider: str = "auto", *, threads: int | None = None
 ) -> Session:
-    """``open_session`` of a float32 graph to compare with.
-
-    The weights of one of more than 2 GiB stay in its file, mapped into memory: packed for the kernels,
-    they would take as much memory again. Its MatMuls pack them on every call, which takes them longer.
-    """
+    """``open_session`` of a float32 graph to compare with; a large one is not packed, see ``_map_large``."""
     options = session_options(threads)
+    _map_large(path, options)
+    return load(path, options, provider)
+
+
+def _map_large(path: str | os.PathLike[str], options: Any) -> None:
+    """Let the weights of a graph of more than 2 GiB stay in its file, mapped into memory.
+
+    Packed for the kernels, they would take as much memory again. Its MatMuls pack them on every call, which
+    takes them longer.
+    """
     if graph_bytes(_checked_file(path)) > _LARGE:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return load(path, options, provider)
 
 
 def session_options(threads: int | None = None, *, strict: bool = False) -> Any:

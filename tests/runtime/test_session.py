@@ -19,7 +19,7 @@ from svd2onnx_runtime import (
     run,
     synthetic_inputs,
 )
-from svd2onnx_runtime.session import resolve_provider
+from svd2onnx_runtime.session import open_reference, resolve_provider
 from tests.runtime.quantized_graphs import quantized_matmul, token_graph
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
@@ -55,6 +55,22 @@ def test_deployed_session_rounds_activations_where_a_strict_one_does_not(tmp_pat
     x = np.random.default_rng(1).standard_normal((5, 128)).astype(np.float32)
     deployed = run(open_session(path, "cpu"), {"x": x})["y"]
     assert np.abs(deployed - x @ weight).max() > 1e-4
+
+
+def test_weights_of_large_graphs_stay_in_their_file_where_speed_is_no_matter(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_packed(session: session_module.Session) -> bool:
+        try:
+            return session.get_session_options().get_session_config_entry("session.disable_prepacking") != "1"
+        except RuntimeError:  # it has no such entry
+            return True
+
+    assert is_packed(open_session(tokens, "cpu", strict=True))
+    monkeypatch.setattr(session_module, "_LARGE", 1)
+    assert not is_packed(open_session(tokens, "cpu", strict=True))
+    assert not is_packed(open_reference(tokens, "cpu"))
+    assert is_packed(open_session(tokens, "cpu"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
