@@ -27,9 +27,13 @@ class FoldedWeight:
     weight: str
     operator: str = "folded"
     op: str = "Conv"
+    activations: str = "float"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        if self.activations == "float":
+            del record["activations"]
+        return record
 
 
 def weight_nodes(graph: ir.Graph, name: str, stored: str, tensor: QuantizedTensor) -> list[ir.Value]:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.graph.exporter_operators import operators_read_once
+from svd2onnx.graph.int8_convolution import name_rounded, store_codes
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
@@ -71,6 +72,7 @@ def export(
     *,
     metadata: Mapping[str, str] | None = None,
     traced: Traced | None = None,
+    integer: Collection[str] = (),
 ) -> list[QuantizedNode]:
     """Write a rewritten network with its codes as integers.
 
@@ -82,6 +84,7 @@ def export(
         path: the file to write; more than 2 GiB of weights go to ``weights_file``.
         metadata: further entries of the file's metadata.
         traced: what is exported in the network's place, of the same weights.
+        integer: the convolutions among ``layers`` that compute in int8.
 
     Returns:
         The MatMul nodes that onnxruntime is expected to fuse with their DequantizeLinear.
@@ -93,7 +96,10 @@ def export(
     onnx_model = _to_onnx(traced or Traced(model, example, dynamic_shapes), opset)
     cut = any(not layer.form.specs for layer in layers.values())
     dead = dead_layers(model, layers, example) if cut else set()
-    planned = insert_dequantize(onnx_model.graph, layers, dead)
+    floats = {name: layer for name, layer in layers.items() if name not in integer}
+    planned = insert_dequantize(onnx_model.graph, floats, dead)
+    planned += store_codes(onnx_model.graph, {name: layers[name] for name in integer})
+    name_rounded(onnx_model.graph)
     onnx_model.producer_name = "svd2onnx"
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})

@@ -70,8 +70,11 @@ def choose_goal(
     statistics: Mapping[str, LayerStatistics],
     workspace: Workspace,
     latency_model: LatencyModel | None,
+    rounding: Mapping[str, float] | None = None,
 ) -> GoalWithin:
     """What the settings ask for, as a goal within a limit of time; ``latency_model`` where they have one.
+
+    ``rounding`` is what convolutions in int8 cost besides, see ``candidates``.
 
     Raises:
         PlanError: the goal or the plan cannot be.
@@ -87,7 +90,9 @@ def choose_goal(
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
     memo, only_promising = workspace.memo, latency_model is None
-    menu = priced_menu(prepared, statistics, activations, memo, only_promising=only_promising)
+    menu = priced_menu(
+        prepared, statistics, activations, memo, rounding=rounding, only_promising=only_promising
+    )
     if latency_model is not None:
         menu = latency_model.timed(menu)
     if settings.min_fidelity is not None:
@@ -130,6 +135,7 @@ def priced_menu(
     activations: Sequence[str] = ("float",),
     memoize: Memoize = no_memo,
     *,
+    rounding: Mapping[str, float] | None = None,
     only_promising: bool = True,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
@@ -140,6 +146,7 @@ def priced_menu(
         statistics,
         dropped,
         activations,
+        rounding=rounding,
         track=prepared.track,
         memoize=memoize,
         device=prepared.device,

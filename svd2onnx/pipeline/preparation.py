@@ -24,6 +24,7 @@ from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
 from svd2onnx.sources.rows import RowAxes, exact_rows, named_axes, row_axes
 from svd2onnx.sources.source import Source
+from svd2onnx.tracing.int8_places import fit_for_int8
 from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.schema import LayerSite
@@ -226,7 +227,9 @@ def prepare(
         sites = layer_sites.discover(traced.model, arguments_of(live, batches[0]))
     except (SourceError, ExportError) as error:
         raise type(error)(f"{loaded.name}: {error}") from error
-    sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
+    fit = set() if settings.with_past else fit_for_int8(traced.model.graph, sites)
+    shares = settings.file_format.shares_weights
+    sites = [replace(site, shared=shares, fits_int8=site.name in fit) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(traced.model, batches[0], device)
     return Prepared(
