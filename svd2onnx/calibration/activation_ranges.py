@@ -156,8 +156,8 @@ def _seen(
     def see(name: str, x: Tensor) -> None:
         if not bool(torch.isfinite(x).all()):
             raise SourceError(
-                f"the values of {name!r} are not finite on the calibration data, and int8 needs a range of them: "
-                "check the network, or use --activations float"
+                f"the values of {name!r} are not finite on the calibration data, and int8 needs a range of "
+                "them: check the network, or use --activations float"
             )
         seen[name].add(x, generator)
 
