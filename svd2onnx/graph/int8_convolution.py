@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -83,23 +84,11 @@ def _store(
     for node in users:
         node.replace_input_with(0, weight)
         node.replace_input_with(1, scale)
-    n, k = tensor.codes.shape
     for node in convolutions:
         _follow(graph, node, scale)
-    return [
-        FoldedWeight(
-            str(node.name),
-            layer,
-            factor,
-            tensor.spec.bits,
-            tensor.spec.block_size,
-            k,
-            n,
-            name,
-            activations="int8",
-        )
-        for node in convolutions
-    ]
+    (n, k), spec = tensor.codes.shape, tensor.spec
+    stored = FoldedWeight("", layer, factor, spec.bits, spec.block_size, k, n, name, activations="int8")
+    return [replace(stored, node=str(node.name)) for node in convolutions]
 
 
 def _follow(graph: ir.Graph, convolution: ir.Node, scale: ir.Value) -> None:
@@ -140,10 +129,6 @@ def _digest(codes: np.ndarray) -> str:
 
 def name_rounded(graph: ir.Graph) -> None:
     """Call the codes of rounded values by their order, in which the network rounds them: see ``ROUNDED``."""
-    rounded = [
-        node
-        for node in graph
-        if node.op_type == "QuantizeLinear" and node.outputs[0].dtype == ir.DataType.UINT8
-    ]
-    for number, node in enumerate(rounded):
-        node.outputs[0].name = f"{ROUNDED}{number}"
+    codes = [node.outputs[0] for node in graph if node.op_type == "QuantizeLinear"]
+    for number, value in enumerate(value for value in codes if value.dtype == ir.DataType.UINT8):
+        value.name = f"{ROUNDED}{number}"

@@ -15,6 +15,7 @@ Inference" (arXiv 1712.05877).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,9 +121,8 @@ class Int8Convolution(nn.Module):
         if layer.left is not None:
             assert layer.dense is None and inputs.inner is not None
             self.inner = RoundedActivation(inputs.inner)
-            self.second = last = Int8Weight(
-                layer.left, [layer.left.codes.shape[1], *(1 for _ in original.kernel_size)]
-            )
+            inner = [layer.left.codes.shape[1], *(1 for _ in original.kernel_size)]
+            self.second = last = Int8Weight(layer.left, inner)
             step = inputs.inner.scale
         if bias is not None:
             self.bias = Int8Bias(bias, last.scale * step)
@@ -144,14 +144,13 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 def int8_weight(layer: CompressedLayer) -> Tensor:
     """The matrix [out, in] that a convolution in int8 multiplies by, of a layer with one term."""
     terms = [own for own in (layer.dense, layer.left, layer.right) if own is not None]
-    first, *others = (
-        (codes * scale[:, None]) for codes, scale in (int8_codes(own.dequantize()) for own in terms)
-    )
+    rounded = [int8_codes(own.dequantize()) for own in terms]
+    first, *others = (codes * scale[:, None] for codes, scale in rounded)
     return first @ others[0] if others else first
 
 
 def _dequantized(inputs: Sequence[Tensor], axis: int | None = None) -> Tensor:
-    attributes = None if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", inputs, attributes, dtype=torch.float32, shape=inputs[0].shape, version=_OPSET
     )

@@ -1,8 +1,8 @@
-"""Convolutions that compute in int8: the ranges of what they take and give, and the network that rounds so."""
+"""Convolutions that compute in int8: the ranges of what they take and give, and the network that rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -31,7 +31,7 @@ class Int8Convolutions:
 
     @property
     def rounding(self) -> dict[str, float]:
-        """The predicted error of rounding what a layer takes and gives, by site name; shared by those it serves."""
+        """The predicted error of rounding what a layer takes and gives, by site name."""
         errors: dict[str, float] = {}
         for place in self._places(_names(self.prepared.sites)):
             if place.range_of == place.node:
@@ -115,5 +115,5 @@ def integer_convolutions(sites: Sequence[LayerSite], plan: CompressionPlan) -> s
     return {name for name, form in plan.forms.items() if name in own and form.activations == "int8"}
 
 
-def _names(sites) -> list[str]:
+def _names(sites: Iterable[LayerSite]) -> list[str]:
     return [name for site in sites if site.fits_int8 and site.skip_reason is None for name in site.names]

@@ -214,7 +214,7 @@ def _convolutions_in_int8(
     weight: Tensor,
     rounding: float,
 ) -> list[Candidate]:
-    """Those of ``priced`` with their weights rounded to int8 too. A pair rounds once more, between its two."""
+    """Those of ``priced`` with their weights rounded to int8 too. A pair rounds once more between its two."""
     fit = [(c, layer) for c, layer in zip(priced, layers, strict=True) if not (layer.dense and layer.left)]
     errors = predict([weight - int8_weight(layer).to(weight.device) for _, layer in fit])
     return [

@@ -2,10 +2,10 @@
 
     x -> [round] -> Conv -> Relu -> [round] -> MaxPool -> [round] -> Conv -> [round] -> Add -> [round] -> ...
 
-A convolution in int8 takes rounded values and gives rounded ones. So does whatever lies between two of them
-and has a kernel for 8 bits, so that nothing goes back to float on the way: each such hop costs two nodes. What
-gives the very values that it takes, as MaxPool does, has their range too, and rounds nothing further. An
-activation function that cuts off is part of what it follows: onnxruntime drops it where the range does the same.
+A convolution in int8 takes rounded values and gives rounded ones. So does whatever lies between two of them and
+has a kernel for 8 bits, so that nothing goes back to float on the way: each such hop costs two nodes. What gives
+the very values that it takes, as MaxPool does, has their range too, and rounds nothing further. An activation
+function that cuts off is part of what it follows: onnxruntime drops it where the range does the same.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ class Place:
 
 
 def int8_places(graph: fx.Graph, integer: Collection[str]) -> list[Place]:
-    """Where values are rounded if the convolutions ``integer``, by the name of their module, compute in int8."""
+    """Where values are rounded if the convolutions ``integer``, by name of module, compute in int8."""
     found = _Places(graph, integer)
     found.settle()
     return found.places()
 
 
 def fit_for_int8(graph: fx.Graph, sites: Sequence[LayerSite]) -> set[str]:
-    """The names of the sites that may compute in int8: convolutions over two axes, but for those whose values
-    leave the network, which no one should round, and those that are called in several places, or in a part of the graph.
+    """The names of the sites that may compute in int8: convolutions over two axes.
+
+    Left out are those whose values leave the network, which no one should round, and those that are called in
+    several places, or in a part of the graph.
     """
     given = {node for out in graph.nodes if out.op == "output" for node in out.all_input_nodes}
     calls: dict[str, list[fx.Node]] = {}
@@ -67,7 +69,7 @@ def fit_for_int8(graph: fx.Graph, sites: Sequence[LayerSite]) -> set[str]:
 
 
 def result_of(node: fx.Node) -> fx.Node:
-    """What ``node`` gives: itself, or an activation function that cuts off its values and alone reads them."""
+    """What ``node`` gives: itself, or an activation function that alone reads it and cuts off."""
     users = list(node.users)
     return users[0] if len(users) == 1 and _cuts(users[0]) else node
 
@@ -105,7 +107,7 @@ class _Places:
                 self._join(node)
 
     def _join(self, node: fx.Node) -> None:
-        """Round what ``node`` gives if it takes rounded values, and someone reads them who takes no others."""
+        """Round what ``node`` gives if it takes rounded values, and someone reads it who takes no others."""
         operator = operator_of(node).removesuffix("_")
         if operator not in _SELECTING | _ARRANGING | _COMBINING:
             return

@@ -59,8 +59,8 @@ class LayerSite:
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
     one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
     form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
-    says why it stays float. ``geometry`` is that of a convolution. ``fits_int8`` says of one whether its values
-    may be rounded.
+    says why it stays float. ``geometry`` is that of a convolution, and ``fits_int8`` says of one whether its
+    values may be rounded.
     """
 
     name: str
