@@ -1,10 +1,10 @@
 """Does a file with rounded values compute what the network computes, code by code?
 
 Sums of floats differ in their last bits between PyTorch and onnxruntime, and where a value lies halfway
-between two codes, that decides which it gets. Through layer after layer such differences grow until they are as
-large as the rounding itself, so outputs alone cannot tell. Hence each rounded value is compared given the same
-inputs: the file shows its codes, the network's must be the same but where a value lies halfway, and the network
-goes on with the file's.
+between two codes, that decides which it gets. Through layer after layer such differences grow until they are
+as large as the rounding itself, so outputs alone cannot tell. Hence each rounded value is compared given the
+same inputs: the file shows its codes, the network's must be the same but where a value lies halfway, and the
+network goes on with the file's.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class CodeCheck:
             )
         if self.differing > _MOST * self.count:
             raise VerificationError(
-                f"{self.differing} of {self.count} codes of the exported graph differ from the network's, and "
-                f"at most {_MOST:g} of them may: {_REPORT}"
+                f"{self.differing} of {self.count} codes of the exported graph differ from the network's, "
+                f"and at most {_MOST:g} of them may: {_REPORT}"
             )
 
     def _compare(self, module: RoundedActivation, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
