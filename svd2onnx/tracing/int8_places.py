@@ -3,9 +3,9 @@
     x -> [round] -> Conv -> Relu -> [round] -> MaxPool -> [round] -> Conv -> [round] -> Add -> [round] -> ...
 
 A convolution in int8 takes rounded values and gives rounded ones. So does whatever lies between two of them
-and has a kernel for 8 bits, so that nothing goes back to float on the way: each such hop costs two nodes. What
-gives the very values that it takes, as MaxPool does, has their range too, and rounds nothing further. An
-activation function that cuts off is part of what it follows: onnxruntime drops it where the range does so too.
+and has a kernel for 8 bits, so that nothing goes back to float on the way: each such hop costs two nodes.
+What gives the very values that it takes, as MaxPool does, has their range too, and rounds nothing further. An
+activation function that cuts off is part of what it follows: onnxruntime drops it where the range does so.
 """
 
 from __future__ import annotations
