@@ -44,7 +44,7 @@ MOST_PROBE_BYTES = 3 << 30
 """Of probes together: large networks are judged on fewer samples."""
 _NO_GRADIENTS = (
     "no gradients reach the layers from the output that is judged, which calibration needs: name another one "
-    "with --objective OUTPUT=KIND; or let forward not use torch.no_grad, detach or argmax on the way; "
+    "with --objective OUTPUT=KIND; or let forward not use torch.no_grad, detach, argmax or round on the way; "
     "--calibration-samples 0 does without"
 )
 
@@ -101,12 +101,27 @@ def calibrate(
     # One module may have several names: its inputs count once.
     owners = {model.get_submodule(name): gatherers[site.name] for site in usable for name in site.names}
     generator = torch.Generator().manual_seed(seed)
+    reached: set[AnyGatherer] = set()
     for batch in batches:
-        _observe(model, owners, batch, objective, place, draws=0, generator=generator, store=sums)
+        _observe(
+            model, owners, batch, objective, place, draws=0, generator=generator, store=sums, reached=reached
+        )
     for batch in held_out:
         if sum(probes.nbytes for own in gatherers.values() for probes in own.probes) > MOST_PROBE_BYTES:
             break
-        _observe(model, owners, batch, objective, place, draws=draws, generator=generator, store=sums)
+        _observe(
+            model,
+            owners,
+            batch,
+            objective,
+            place,
+            draws=draws,
+            generator=generator,
+            store=sums,
+            reached=reached,
+        )
+    if objective is not None and not reached:
+        raise SourceError(_NO_GRADIENTS)
     for name, gatherer in gatherers.items():
         if not is_sound(gatherer):
             raise SourceError(
@@ -160,6 +175,17 @@ def _gatherer(
     return Gatherer(site, keeps_samples, limit, store)
 
 
+def _is_masked(output: Tensor, arguments: Batch, objective: str | None) -> bool:
+    """Whether what is plus infinity in ``output``, if anything, can be a mask: it comes of no input.
+
+    A class of plus infinity leaves no distribution, so that with "kl" there is none.
+    """
+    if not bool(output.isposinf().any()):
+        return True
+    floats = (tensor for tensor in arguments.values() if tensor.is_floating_point())
+    return objective != "kl" and all(bool(tensor.isfinite().all()) for tensor in floats)
+
+
 def _observe(
     model: nn.Module,
     owners: dict[nn.Module, AnyGatherer],
@@ -170,10 +196,11 @@ def _observe(
     draws: int,
     generator: torch.Generator,
     store: DeviceStore,
+    reached: set[AnyGatherer],
 ) -> None:
     """One forward pass and, for an objective, backward passes of probes: one to fit, or ``draws`` to keep.
 
-    What it keeps for these lies in ``store``.
+    What it keeps for these lies in ``store``. Those whose gradients are not all 0 come into ``reached``.
     """
     arguments = arguments_of(model, batch)
     size = next(iter(arguments.values())).shape[0]
@@ -192,13 +219,18 @@ def _observe(
     def weight_hook(gatherer: StoredGatherer) -> Callable[..., Any]:
         take = gatherer.seen(fits=not draws)
 
+        def arrived(gradient: Tensor) -> None:
+            if bool(gradient.any()):
+                reached.add(gatherer)
+            take(gradient, count)
+
         def forward(_module: nn.Module, _args: Any, _kwargs: Any, weight: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 raise SourceError(_NO_GRADIENTS)
             # One for all calls, so that its gradient is the sum of theirs.
             if gatherer not in leaves:
                 leaves[gatherer] = weight.detach().requires_grad_()
-                leaves[gatherer].register_hook(lambda g: take(g, count))  # type: ignore[no-untyped-call]
+                leaves[gatherer].register_hook(arrived)  # type: ignore[no-untyped-call]
             return leaves[gatherer]
 
         return forward
@@ -226,6 +258,8 @@ def _observe(
             def arrived(gradient: Tensor) -> Tensor:
                 # What no one reads may be NaN, and then its gradient is 0 times that.
                 gradient = gradient if is_finite(gradient) else gradient.nan_to_num(0.0, 0.0, 0.0)
+                if bool(gradient.any()):
+                    reached.add(gatherer)
                 take(gradient, count)
                 return gradient
 
@@ -243,8 +277,8 @@ def _observe(
         in_store = saved_tensors_hooks(lambda tensor: store.hold(tensor.detach()), lambda held: held)
         with torch.set_grad_enabled(objective is not None), in_store:
             output = judged_output(model, batch, place)
-            # Masked values are minus infinity; what is not finite on the way there may be thrown away.
-            if bool((output.isnan() | output.isposinf()).any()):
+            # Masked values are infinite; what is not finite on the way there may be thrown away.
+            if bool(output.isnan().any()) or not _is_masked(output, arguments, objective):
                 raise SourceError(_NOT_FINITE)
             if objective is not None:
                 if not output.requires_grad:

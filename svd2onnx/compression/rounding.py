@@ -35,6 +35,8 @@ SWEEPS = 4
 _COLUMNS = 64
 _DAMPING = 0.05
 _SIDE_DAMPING = 1.0
+_LEAST = 1e-60
+"""Of a mean curvature: where factors are rounded to zero it is as good as none."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class Curvature:
     @functools.cached_property
     def spread(self) -> Tensor:
         """U, float32: how a column's rounding error is spread over those that follow in ``order``."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.inputs[self.order][:, self.order]))
+        inputs = self.inputs[self.order][:, self.order]
+        mean = inputs.diagonal().mean()
+        if mean < _LEAST:  # its inverse would be infinite in float32; the size plays no part
+            inputs = inputs / mean
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(inputs))
         spread: Tensor = torch.linalg.cholesky(inverse, upper=True)
         return spread.float()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from svd2onnx.compute.executors import current
 from svd2onnx.values.errors import DeviceError
@@ -95,20 +95,38 @@ def placed(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
     return networks if device.type == "cpu" else copied(device, *networks)
 
 
-def copied(device: torch.device, *networks: nn.Module) -> tuple[nn.Module, ...]:
-    """Copies of ``networks`` on ``device``, wherever they lie; what they share is copied once."""
-    memo: dict[int, Any] = {}
+def copied(
+    device: torch.device, *networks: nn.Module, known: Mapping[int, Any] | None = None
+) -> tuple[nn.Module, ...]:
+    """Copies of ``networks`` on ``device``, wherever they lie; what they share is copied once.
+
+    ``known`` are, by the id of what they hold, what the copies have in its place.
+    """
+    memo: dict[int, Any] = dict(known or {})
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
             if id(tensor) not in memo:
                 there = tensor.detach().to(device, copy=True)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_parameter else there
+        memo.update((id(own), own.detach().to(device, copy=True)) for own in _computed(network))
     made = tuple(copy.deepcopy(network, memo) for network in networks)
     for network in made:
         if isinstance(network, fx.GraphModule):
             _move_graph(network, device)
     return made
+
+
+def _computed(network: nn.Module) -> Iterator[Tensor]:
+    """Attributes that were computed with gradients, which ``deepcopy`` refuses.
+
+    Such are pruned weights, those of ``torch.nn.utils.weight_norm``, and maps that a forward keeps to plot.
+    """
+    for module in network.modules():
+        for value in vars(module).values():
+            for own in tree_leaves(value):
+                if isinstance(own, Tensor) and not own.is_leaf:
+                    yield own
 
 
 def _move_graph(network: fx.GraphModule, device: torch.device) -> None:

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from svd2onnx.graph import code_nodes, nodes
 from svd2onnx.values.schema import QuantizedTensor
-
-
-@dataclass(frozen=True)
-class FoldedWeight:
-    """Codes [n, k] whose float weight nodes named ``weight``/... make at load, for an operator ``op``."""
-
-    node: str
-    layer: str
-    factor: str
-    bits: int
-    block_size: int
-    k: int
-    n: int
-    weight: str
-    operator: str = "folded"
-    op: str = "Conv"
-    activations: str = "float"
-
-    def to_json(self) -> dict[str, Any]:
-        record = asdict(self)
-        if self.activations == "float":
-            del record["activations"]
-        return record
 
 
 def weight_nodes(graph: ir.Graph, name: str, stored: str, tensor: QuantizedTensor) -> list[ir.Value]:

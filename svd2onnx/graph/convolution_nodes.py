@@ -11,7 +11,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from svd2onnx.graph import nodes
-from svd2onnx.graph.constant_folding import FoldedWeight, name_makers, weight_nodes
+from svd2onnx.graph.constant_folding import name_makers, weight_nodes
+from svd2onnx.graph.quantized_nodes import FoldedWeight
 from svd2onnx.values.schema import QuantizedTensor
 
 

@@ -6,11 +6,8 @@ dimensions named as in ``dynamic_shapes``, or found by comparing the calibration
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,11 +15,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.compute.quiet import quiet
 from svd2onnx.graph.exporter_operators import operators_read_once
 from svd2onnx.graph.int8_convolution import name_rounded, store_codes
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
-from svd2onnx.graph.qdq import QuantizedNode, insert_dequantize
+from svd2onnx.graph.qdq import insert_dequantize
+from svd2onnx.graph.quantized_nodes import QuantizedNode
+from svd2onnx.graph.recurrent_nodes import RECURRENT
 from svd2onnx.graph.signature import VERSION_KEY
 from svd2onnx.graph.stored_matmuls import plan_again
 from svd2onnx.network.decoder import Traced
@@ -38,6 +38,15 @@ OPSET_INT2 = 25
 """The first opset with int2."""
 LARGEST_WEIGHTS = 2**31 - 2**26
 """Bytes of weights in one file; protobuf's limit is 2 GiB, and the graph needs room too."""
+
+_LOGGERS = (
+    "torch.onnx",
+    "torch.onnx._internal.exporter._registration",
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+    "onnxscript",
+)
+"""They tell of missing torchvision, and of what is deprecated in the exporter itself."""
 
 
 def export_float(
@@ -140,7 +149,12 @@ def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, d
 
 
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
-    with _quiet_exporter(), any_length(), operators_read_once(), plain_outputs(traced) as outputs:
+    with (
+        quiet(_LOGGERS, logging.ERROR),
+        any_length(),
+        operators_read_once(),
+        plain_outputs(traced) as outputs,
+    ):
         try:
             program = torch.onnx.export(
                 traced.module,
@@ -148,6 +162,7 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                 input_names=list(traced.inputs or traced.arguments),
                 dynamic_shapes={name: traced.dynamic_shapes.get(name, {}) for name in traced.arguments},
                 opset_version=opset,
+                custom_translation_table=RECURRENT,
                 dynamo=True,
                 verbose=False,
             )
@@ -160,8 +175,15 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
                     "torch.onnx cannot export what the network computes with complex numbers: compute with "
                     "their real and imaginary parts, such as the cosine and sine of rotary positions"
                 ) from error
+            if "grouped_mm" in str(cause):
+                raise ExportError(
+                    "torch.onnx cannot export how the network groups tokens by expert (grouped_mm): let it "
+                    "multiply by batches, in transformers by set_experts_implementation('batched_mm') or "
+                    "from_pretrained(..., experts_implementation='batched_mm')"
+                ) from error
             raise ExportError(
-                f"torch.onnx cannot export the network: {type(cause).__name__}: {one_line(cause)}"
+                f"torch.onnx cannot export the network: {type(cause).__name__}: "
+                f"{one_line(cause).rstrip('.')}{_of_spectra(traced.module)}"
             ) from error
         assert program is not None
         if not outputs:  # it was analysed without being run
@@ -171,6 +193,17 @@ def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     name_outputs(model_proto.graph, outputs)
     _drop_origins(model_proto)
     return model_proto
+
+
+def _of_spectra(module: nn.Module) -> str:
+    """What is likely to hinder the exporter in a network of Fourier transforms."""
+    nodes = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    if not any("fft" in str(node.target) for node in nodes):
+        return ""
+    return (
+        ". It transforms to complex numbers, for which torch.onnx knows few operators: compute with their "
+        "real and imaginary parts between the transforms"
+    )
 
 
 def _drop_origins(model: ir.Model) -> None:
@@ -208,29 +241,3 @@ def drop_inferable(model: ir.Model) -> None:
     for value in (*made, *model.graph.initializers.values()):
         if not (value.is_graph_input() or value.is_graph_output()):
             value.shape = value.type = None
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter's notices about itself (missing torchvision, its own deprecations) are not the user's.
-
-    Nor are the intermediate graphs that it prints when it fails.
-    """
-    names = (
-        "torch.onnx",
-        "torch.onnx._internal.exporter._registration",  # has a level of its own
-        "torch.export",
-        "torch.fx.experimental.symbolic_shapes",
-        "onnxscript",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

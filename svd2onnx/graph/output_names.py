@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.network.decoder import Traced
-from svd2onnx.network.outputs import names_of, tensors_of, unused
+from svd2onnx.network.outputs import expected_tensors, names_of, unused
 from svd2onnx.values.errors import ExportError
 
 
@@ -32,11 +32,7 @@ def plain_outputs(traced: Traced) -> Iterator[list[str]]:
     inputs = list(traced.inputs or traced.arguments)
 
     def flatten(_module: nn.Module, _arguments: Any, result: Any) -> tuple[Tensor, ...]:
-        tensors = tensors_of(result)
-        if not tensors:
-            raise ExportError(
-                f"expected tensors from the network's forward, found {type(result).__name__} without any"
-            )
+        tensors = expected_tensors(result)
         _refuse(tensors)
         names[:] = _checked(traced.outputs, len(tensors), inputs) or names_of(result, inputs)
         return tuple(tensors)

@@ -14,42 +14,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from svd2onnx.graph import code_nodes, nodes
-from svd2onnx.graph.constant_folding import FoldedWeight
 from svd2onnx.graph.convolution_nodes import fold_convolution
 from svd2onnx.graph.embedding_nodes import dequantize_gather
+from svd2onnx.graph.quantized_nodes import FusedMatMul, QuantizedNode
 from svd2onnx.graph.stored_nodes import StoredNodes
 from svd2onnx.network.modules import STORED_OP
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import CompressedLayer, QuantizedTensor
 
-
-@dataclass(frozen=True)
-class FusedMatMul:
-    """A MatMul [.., k] x [k, n] on codes, which onnxruntime is expected to run as one MatMulNBits kernel.
-
-    ``factor`` is "dense", "right" (the first of a low-rank pair) or "left" (the second).
-    """
-
-    node: str
-    layer: str
-    factor: str
-    bits: int
-    block_size: int
-    k: int
-    n: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-QuantizedNode = FusedMatMul | FoldedWeight
 _PLACES = {
     "linear": ("MatMul", 1),
     "embedding": ("Gather", 0),

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from svd2onnx.graph.constant_folding import FoldedWeight, constants, name_makers, weight_nodes
+from svd2onnx.graph.constant_folding import constants, name_makers, weight_nodes
+from svd2onnx.graph.quantized_nodes import FoldedWeight
 from svd2onnx.network.modules import STORED_DOMAIN, STORED_OP
 from svd2onnx.values.schema import QuantizedTensor
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.network.convolution import CONVOLUTIONS, geometry_of
+from svd2onnx.network.first_batch import first_batch
 from svd2onnx.network.modules import StoredWeight
 from svd2onnx.values.errors import PlanError, SourceError
 from svd2onnx.values.schema import BLOCK_SIZES, LayerSite
@@ -178,13 +179,8 @@ def _count_calls(model: nn.Module, example: Mapping[str, Tensor]) -> Counter[str
 
             handles.append(module.register_forward_hook(count))
     try:
-        with torch.inference_mode():
+        with first_batch(), torch.inference_mode():
             model(**example)
-    except Exception as error:
-        line = " ".join(str(error).split())
-        raise SourceError(
-            f"the network's forward fails on the first calibration batch: {type(error).__name__}: {line}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

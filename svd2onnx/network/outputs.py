@@ -16,12 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svd2onnx.values.errors import ExportError
+
 NAMELESS = "output"
 
 
 def tensors_of(result: Any) -> list[Tensor]:
     """All tensors in the result of a network, in order."""
     return [tensor for _, tensor in _walk(result, ())]
+
+
+def expected_tensors(result: Any) -> list[Tensor]:
+    """``tensors_of(result)``, of what forward gave.
+
+    Raises:
+        ExportError: there is none.
+    """
+    tensors = tensors_of(result)
+    if not tensors:
+        raise ExportError(
+            f"expected tensors from the network's forward, found {type(result).__name__} without any"
+        )
+    return tensors
 
 
 def names_of(result: Any, taken: Iterable[str] = ()) -> list[str]:
@@ -61,9 +77,14 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
         yield from _walk(part, below)
 
 
+def _text(key: object) -> str:
+    """A key as it is written to look its value up: members of an enumeration of texts are those texts."""
+    return str.__str__(key) if isinstance(key, str) else str(key)
+
+
 def _parts(value: Any) -> Iterable[tuple[str | int, Any]]:
     if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
+        return [(_text(key), part) for key, part in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

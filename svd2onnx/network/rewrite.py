@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import fx, nn
 
 from svd2onnx.compute.tensor_store import TensorStore
+from svd2onnx.network.attributes import find, put
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.network.int8 import Int8Convolution
 from svd2onnx.network.layers import bias_of
@@ -58,8 +58,7 @@ def rewrite(
             else:
                 replacement = CompressedLinear(layer, bias_of(model, name))
             store.keep_module(replacement)
-            parent, _, child = name.rpartition(".")
-            setattr(result.get_submodule(parent), child, replacement)
+            put(result, name, replacement)
     return result.eval()
 
 
@@ -72,11 +71,3 @@ def with_parts_of(graph: nn.Module, network: nn.Module) -> fx.GraphModule:
             known = find(network, node.target)
             parts[node.target] = find(graph, node.target) if known is None else known
     return fx.GraphModule(parts, copy.deepcopy(graph.graph)).eval()
-
-
-def find(module: nn.Module, name: str) -> Any:
-    """The attribute of ``module`` with the dotted ``name``; None where it has none."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return value

@@ -35,7 +35,7 @@ def compress(
     argument of forward is left out; leave out yourself labels that forward would take.
 
     Args:
-        network: a module that ``copy.deepcopy`` can copy.
+        network: any module. It is copied; what cannot be, such as a lock, its copy shares.
         calibration: batches like those the network is for. They are read once, in order, until there are
             ``calibration_samples``.
         output: the ONNX file.

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from svd2onnx.compute.memory import release_freed
 from svd2onnx.graph.export import weights_file
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.plan_search import Found
@@ -23,12 +24,15 @@ from svd2onnx.reporting.report import (
 )
 from svd2onnx.sources import live, load
 from svd2onnx.sources.model_file import arguments_of, as_arrays
+from svd2onnx.sources.rows import small
 from svd2onnx.sources.source import Source
 from svd2onnx.values.schema import CompressedLayer, CompressionPlan, LayerSite
 from svd2onnx_runtime import EvaluationResult, certify, graph_bytes
 from svd2onnx_runtime.machine import device_name
 from svd2onnx_runtime.outputs import EQUAL
 
+_NUMBERS = 1 << 21
+"""Of inputs that are verified at a time: ten large images."""
 _MUCH = 0.01
 _TIMES = 4.0
 """An output loses much more than the judged one with an error above both: so large, and so many times its."""
@@ -43,13 +47,16 @@ def final_report(found: Found, builder: Builder, *, output: Path, started: float
     prepared, workspace = builder.prepared, builder.workspace
     build, draft = found.build, workspace.graph
     evaluation = prepared.evaluation
-    batches = prepared.track(evaluation, "Verifying", len(evaluation))
+    # Three networks run at a time, and what they keep of large images would be the most memory of a run.
+    parts = [part for batch in evaluation for part in small(batch, _NUMBERS, prepared.row_axes)]
+    batches = prepared.track(parts, "Verifying", len(parts))
     original = prepared.load_again()
     exact = builder.exact()
     if exact != draft:  # which the strict check does not read
         check_model(draft)
     strict = check_strict(exact, build.network, original, batches, prepared.objective, prepared.output)
     del original
+    release_freed()
     deployed = builder.deployed()
     arguments = arguments_of(prepared.model, evaluation[0])
     file_bytes, external = graph_bytes(draft), weights_file(draft)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,7 @@ from svd2onnx.tracing.trace import fixed_axes, trace, trace_flat
 from svd2onnx.values.errors import ExportError, SourceError
 
 Axes = dict[str, dict[int, str]]
+Sizes = dict[str, dict[int, int]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TracedSource:
     """The graph of a source's network, and what it was traced with.
 
     ``with_past`` is what is exported in its place, if that was asked for; ``warnings`` are for the report.
+    ``fixed`` has the axes that may differ between batches, and have one size in the graph.
     """
 
     model: fx.GraphModule
@@ -34,19 +36,31 @@ class TracedSource:
     dynamic_shapes: DynamicShapes
     with_past: Traced | None = None
     warnings: tuple[str, ...] = ()
+    fixed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def check_sizes(self, batch: Batch) -> None:
+        """Refuse a batch of evaluation that the graph does not take, for its size.
+
+        Raises:
+            ExportError: it has another one along a fixed axis.
+        """
+        for name, own in self.fixed.items():
+            for axis, size in own.items():
+                found = batch[name].shape[axis] if name in batch else size
+                if found != size:
+                    raise ExportError(
+                        f"the file takes {name!r} with exactly {size} along axis {axis}, which forward fixes "
+                        f"as it goes through samples one by one or names a size, and a batch of evaluation "
+                        f"has {found}: let forward take its sizes from its inputs, or give evaluation in "
+                        "batches of the size of those for calibration"
+                    )
 
     def exported(self, network: nn.Module, outputs: Sequence[str]) -> Traced:
         """What is exported of ``network``, which is ``model`` or has its parts."""
         if self.with_past is None:
             return Traced(network, self.example, self.dynamic_shapes, outputs=outputs)
         module = with_parts_of(self.with_past.module, network)
-        return Traced(
-            module,
-            self.with_past.arguments,
-            self.with_past.dynamic_shapes,
-            self.with_past.inputs,
-            self.with_past.outputs,
-        )
+        return replace(self.with_past, module=module)
 
 
 def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with_past: bool) -> TracedSource:
@@ -60,25 +74,11 @@ def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with
         ExportError: see ``trace``; or the network fixes an axis in which batches differ.
     """
     arguments = [arguments_of(live, batch) for batch in batches]
-    axes = {
-        name: named_axes(source.dynamic_shapes or infer_dynamic_shapes(arguments), name)
-        for name in arguments[0]
-    }
-    # The tracer takes a size of 1 for a constant.
-    largest = max(arguments, key=lambda own: sum(tensor.numel() for tensor in own.values()))
-    single = {name: [axis for axis in own if largest[name].shape[axis] == 1] for name, own in axes.items()}
-    example = {name: _doubled(tensor, single[name]) for name, tensor in largest.items()}
-    traced = _traced(live, example, axes, is_certain=not any(single.values()))
-    if traced is None or any(axis in traced[1].get(name, {}) for name, own in single.items() for axis in own):
-        example = largest
-        narrow = {n: {axis: c for axis, c in own.items() if axis not in single[n]} for n, own in axes.items()}
-        traced = _traced(live, example, narrow, is_certain=True)
-        assert traced is not None
-        for name, own in single.items():
-            traced[1][name] = {**traced[1].get(name, {}), **dict.fromkeys(own, 1)}
-    graph, fixed = traced
+    shapes = source.dynamic_shapes or infer_dynamic_shapes(arguments)
+    axes = {name: named_axes(shapes, name) for name in arguments[0]}
+    example = max(arguments, key=lambda own: sum(tensor.numel() for tensor in own.values()))
+    graph, example, fixed = _traced(live, example, axes)
     warnings = tuple(_warnings(fixed, axes, arguments))
-    free = {n: {a: c for a, c in own.items() if a not in fixed.get(n, {})} for n, own in axes.items()}
     past = None
     if with_past and source.with_past is not None:
         decoder = source.with_past(live)
@@ -88,29 +88,48 @@ def trace_source(source: Source, live: nn.Module, batches: Sequence[Batch], with
         fold_batchnorm(own)
         for node in own.graph.nodes:
             node.meta = {}  # copies of the network would copy it too
-    return TracedSource(graph, example, free, past, warnings)
+    return TracedSource(graph, example, _without(axes, fixed), past, warnings, fixed)
 
 
-def _traced(
-    live: nn.Module, example: Batch, axes: Axes, *, is_certain: bool
-) -> tuple[fx.GraphModule, dict[str, dict[int, int]]] | None:
-    """The graph, and the axes that it fixes; None where an example is not taken and not ``is_certain``."""
-    try:
-        graph = trace(live, example, axes)
-    except (ExportError, SourceError):
-        if is_certain:
-            raise
-        return None
-    return graph, fixed_axes(graph.graph, axes)
+def _traced(live: nn.Module, example: Batch, axes: Axes) -> tuple[fx.GraphModule, Batch, Sizes]:
+    """The graph, the example that it was traced with, and the sizes of the axes that it fixes.
+
+    The tracer takes a size of 1 for a constant: the example is doubled along such axes. Where forward takes
+    it so no more, or fixes one of them then, they have size 1.
+    """
+    single: Sizes = {
+        name: {axis: 1 for axis in own if example[name].shape[axis] == 1} for name, own in axes.items()
+    }
+    if any(single.values()):
+        doubled = {name: _doubled(tensor, single[name]) for name, tensor in example.items()}
+        try:
+            graph = trace(live, doubled, axes)
+        except (ExportError, SourceError):
+            pass  # whether it takes the example itself is seen below
+        else:
+            fixed = fixed_axes(graph.graph, axes)
+            if not any(axis in fixed.get(name, {}) for name, own in single.items() for axis in own):
+                return graph, doubled, fixed
+    graph = trace(live, example, _without(axes, single))
+    fixed = fixed_axes(graph.graph, _without(axes, single))
+    return graph, example, {name: {**fixed.get(name, {}), **own} for name, own in single.items()}
 
 
-def _doubled(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+def _without(axes: Axes, fixed: Sizes) -> Axes:
+    """``axes`` but for those that are ``fixed``."""
+    return {
+        name: {axis: called for axis, called in own.items() if axis not in fixed.get(name, {})}
+        for name, own in axes.items()
+    }
+
+
+def _doubled(tensor: Tensor, axes: Iterable[int]) -> Tensor:
     for axis in axes:
         tensor = torch.cat([tensor, tensor], dim=axis)
     return tensor
 
 
-def _warnings(fixed: dict[str, dict[int, int]], axes: Axes, batches: Sequence[Batch]) -> list[str]:
+def _warnings(fixed: Sizes, axes: Axes, batches: Sequence[Batch]) -> list[str]:
     told = []
     for name, own in fixed.items():
         for axis, size in own.items():

@@ -175,6 +175,9 @@ class Prepared:
         return dict.fromkeys(arguments)
 
 
+RANDOM = "; its inputs are random, as no --calibration was given: give some, if random ones do not fit it"
+
+
 def prepare(
     source: AnyPath | Source, settings: Settings, data: AnyPath | None = None, track: Track = silent
 ) -> Prepared:
@@ -226,7 +229,8 @@ def prepare(
         store.keep_module(traced.model)
         sites = layer_sites.discover(traced.model, arguments_of(live, batches[0]))
     except (SourceError, ExportError) as error:
-        raise type(error)(f"{loaded.name}: {error}") from error
+        random = "" if loaded.calibrated else RANDOM
+        raise type(error)(f"{loaded.name}: {error}{random}") from error
     fit = set() if settings.with_past else fit_for_int8(traced.model.graph, sites)
     shares = settings.file_format.shares_weights
     sites = [replace(site, shared=shares, fits_int8=site.name in fit) for site in sites]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from svd2onnx.network.attributes import put
 from svd2onnx.network.convolution import convolution_at
 from svd2onnx.network.layers import weight_of
 from svd2onnx.network.modules import CompressedEmbedding, stored_at
@@ -105,5 +106,4 @@ class Student:
             ]
             modules = [TrainedModule(trained, b, shape) for b, shape in zip(biases, shapes, strict=True)]
         for name, module in zip(site.names, modules, strict=True):
-            parent, _, child = name.rpartition(".")
-            setattr(self.network.get_submodule(parent), child, module)
+            put(self.network, name, module)

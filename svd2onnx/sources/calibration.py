@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from svd2onnx.sources.images import ImageSamples, Preprocessing, images_in
-from svd2onnx.sources.inputs import required_arguments, rows_of
+from svd2onnx.sources.inputs import BOXES, required_arguments, rows_of
 from svd2onnx.sources.model_file import Batch
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.npz import read_npz
@@ -169,6 +169,11 @@ def _typed(path: Path, name: str, tensor: Tensor, dtype: torch.dtype | None) -> 
 
 
 def _texts(path: Path, network: Network) -> TextSamples:
+    if any(spec.name == BOXES for spec in network.specs or ()):
+        raise SourceError(
+            f"{path} holds text, and {network.path} takes 'bbox' too, which says where words lie on a page; "
+            "expected arrays of all its inputs: give an .npz"
+        )
     if network.tokenize is None:
         raise SourceError(
             f"{path} holds text, and no tokenizer lies with {network.path}; expected a Hugging Face folder "

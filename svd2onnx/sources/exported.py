@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from svd2onnx.compute.quiet import quiet
+from svd2onnx.network.attributes import find, put
 from svd2onnx.network.outputs import is_named, names_of
-from svd2onnx.network.rewrite import find
 from svd2onnx.sources.inputs import ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.program_safety import safe_copy
 from svd2onnx.sources.sample_axis import are_samples
 from svd2onnx.tracing.constants import written_by
-from svd2onnx.tracing.graph_network import flattened, put, unlifted
+from svd2onnx.tracing.graph_network import flattened, is_tensor, unlifted
 from svd2onnx.tracing.operators import bound, operator_of
-from svd2onnx.tracing.trace import quiet
+from svd2onnx.tracing.trace import LOGGERS
 from svd2onnx.values.errors import SourceError, one_line
 from svd2onnx_runtime.dimensions import BATCH, SEQUENCE
 
@@ -33,7 +35,7 @@ def load_exported(path: Path) -> Network:
     Raises:
         SourceError: the file is damaged or not safe, or the program changes its weights or inputs as it runs.
     """
-    with safe_copy(path) as copy, quiet():
+    with safe_copy(path) as copy, quiet(LOGGERS, logging.CRITICAL):
         try:
             program = torch.export.load(copy)
             _check(program, path)
@@ -178,6 +180,6 @@ def _output_names(module: fx.GraphModule) -> list[str]:
     leaves = torch.utils._pytree.tree_leaves(output.args)
     if structure is None or structure.out_spec is None or structure.out_spec.num_leaves != len(leaves):
         return []
-    stand_ins = [torch.empty(0) if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    stand_ins = [torch.empty(0) if is_tensor(leaf) else None for leaf in leaves]
     names = names_of(torch.utils._pytree.tree_unflatten(stand_ins, structure.out_spec))
     return names if is_named(names) else []

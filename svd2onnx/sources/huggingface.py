@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from svd2onnx.network.decoder import WithPast
 from svd2onnx.sources.huggingface_config import (
@@ -23,8 +22,9 @@ from svd2onnx.sources.huggingface_config import (
     kind_of_network,
     read_json,
 )
+from svd2onnx.sources.huggingface_networks import ImageNetwork, TextNetwork, text_network
 from svd2onnx.sources.images import Preprocessing
-from svd2onnx.sources.inputs import ROWS, InputSpec
+from svd2onnx.sources.inputs import BOXES, ROWS, InputSpec
 from svd2onnx.sources.network import Network
 from svd2onnx.sources.tokenizer import tokenizer_gives, tokenizing
 from svd2onnx.values.errors import SourceError, one_line
@@ -35,40 +35,13 @@ LONGEST = 128
 _EXAMPLE_LENGTH = 32
 _CAUSAL = re.compile(r"ForCausalLM|LMHeadModel")
 _LOGITS = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|Classification")
-
-
-class FirstOutputs(nn.Module):
-    """A network of ``transformers`` with its tensors by their fields' names, and no cache among them."""
-
-    def __init__(self, network: nn.Module, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.network, self.options = network, dict(options)
-
-    def outputs(self, **arguments: Tensor) -> dict[str, Tensor]:
-        """The tensors that the network gives, such as ``logits`` or ``last_hidden_state``."""
-        results = self.network(**arguments, **self.options)
-        return {name: value for name, value in results.items() if isinstance(value, Tensor)}
-
-
-class TextNetwork(FirstOutputs):
-    """input_ids, attention_mask [batch, sequence] -> what the network gives."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        return self.outputs(input_ids=input_ids, attention_mask=attention_mask)
-
-
-class TypedTextNetwork(FirstOutputs):
-    """input_ids, attention_mask, token_type_ids [batch, sequence] -> what the network gives."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
-        return self.outputs(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-
-
-class ImageNetwork(FirstOutputs):
-    """pixel_values [batch, channels, height, width] -> what the network gives."""
-
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return self.outputs(pixel_values=pixel_values)
+_OF_ONE_TEXT = re.compile(r"Classification|QuestionAnswering")
+"""Encoders with a decoder that give the decoder the same text."""
+_NO_TEXTS = (
+    "pixel_values", "image", "input_features", "input_values", "visual_embeds", "visual_feats",
+    "xpath_tags_seq",
+)  # fmt: skip
+"""What networks of texts take besides, and judge by where they have it."""
 
 
 def load_folder(folder: Path) -> Network:
@@ -79,7 +52,10 @@ def load_folder(folder: Path) -> Network:
     """
     description = description_of(folder)
     kind, config = kind_of_network(folder, description)
-    if config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(kind.forward).parameters:
+    takes_two = (
+        config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(kind.forward).parameters
+    )
+    if takes_two and not _OF_ONE_TEXT.search(kind.__name__):
         raise SourceError(
             f"{folder} is an encoder with a decoder; expected a network of one part: {WRITE_MODEL_FILE}"
         )
@@ -91,19 +67,26 @@ def load_folder(folder: Path) -> Network:
         _check_takes_texts_alone(folder, kind, config)
         longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST + 2) - 2)
         shape, axes = (ROWS, min(_EXAMPLE_LENGTH, longest)), {0: HF_BATCH, 1: HF_SEQUENCE}
-        limits = {"input_ids": config.vocab_size, "attention_mask": 2}
         generates = _generates(kind, config)
-        # ``WithPast`` takes none.
+        # ``WithPast`` takes neither boxes nor types.
+        boxes = 0 if generates else _box_limit(folder, kind, config)
         has_types = not generates and _takes_types(folder, kind, config)
-        if has_types:
-            limits["token_type_ids"] = config.type_vocab_size
-        specs = tuple(InputSpec(name, shape, torch.int64, axes, limit) for name, limit in limits.items())
+        limits = {
+            "input_ids": config.vocab_size,
+            **({BOXES: boxes} if boxes else {}),
+            "attention_mask": 2,
+            **({"token_type_ids": config.type_vocab_size} if has_types else {}),
+        }
+        specs = tuple(
+            InputSpec(name, (*shape, 4) if name == BOXES else shape, torch.int64, axes, limit)
+            for name, limit in limits.items()
+        )
         return Network(
             folder,
-            (TypedTextNetwork if has_types else TextNetwork)(network, options),
+            text_network(network, options, has_boxes=bool(boxes), has_types=has_types),
             specs,
             objective,
-            tokenizing(folder, longest, tuple(limits)),
+            None if boxes else tokenizing(folder, longest, tuple(limits)),
             with_past=_with_past if generates else None,
         )
     size = getattr(config, "image_size", None) or _size_of(folder)
@@ -134,15 +117,34 @@ def _generates(kind: Any, config: Any) -> bool:
 
 
 def _check_takes_texts_alone(folder: Path, kind: Any, config: Any) -> None:
-    """Networks of texts and something else, such as CLIP, have a configuration of texts within theirs."""
-    if isinstance(getattr(config, "vocab_size", None), int):
-        return
+    """Networks of texts and something else, such as CLIP, may have a configuration of texts within theirs."""
     taken = inspect.signature(kind.forward).parameters
-    others = [name for name in ("pixel_values", "input_features", "input_values") if name in taken]
-    raise SourceError(
-        f"{folder} takes {' and '.join(('input_ids', *others))}; expected a network of texts or of images "
-        f"alone: {WRITE_MODEL_FILE}, or save the part that is wanted as a folder of its own"
-    )
+    others = [name for name in _NO_TEXTS if name in taken]
+    if hasattr(config, "type_vocab_sizes"):
+        others.append("token_type_ids of several columns")
+    if others:
+        raise SourceError(
+            f"{folder} takes {' and '.join(('input_ids', *others))}; expected a network of texts or of "
+            f"images alone: {WRITE_MODEL_FILE}, or save the part that is wanted as a folder of its own"
+        )
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise SourceError(
+            f"{folder / 'config.json'} has no 'vocab_size'; expected how many token ids the network knows: "
+            f"{WRITE_MODEL_FILE}"
+        )
+
+
+def _box_limit(folder: Path, kind: Any, config: Any) -> int:
+    """Below what the integers in ``bbox`` are, the places of tokens on a page; 0 if it takes none."""
+    if BOXES not in inspect.signature(kind.forward).parameters:
+        return 0
+    limit = getattr(config, "max_2d_position_embeddings", None)
+    if not isinstance(limit, int):
+        raise SourceError(
+            f"{folder} takes 'bbox' and does not say in 'max_2d_position_embeddings' how large its integers "
+            f"may be: {WRITE_MODEL_FILE}"
+        )
+    return limit
 
 
 def _takes_types(folder: Path, kind: Any, config: Any) -> bool:
@@ -176,6 +178,7 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **_traceable(kind),
         )
     except Exception as error:
         raise SourceError(
@@ -191,6 +194,12 @@ def _pretrained(folder: Path, kind: Any) -> nn.Module:
         )
     module: nn.Module = network.eval().requires_grad_(False)
     return module
+
+
+def _traceable(kind: Any) -> dict[str, str]:
+    """Experts by products that ONNX has; others sort tokens by expert, or loop over those that are chosen."""
+    can_set = getattr(kind, "_can_set_experts_implementation", None)
+    return {"experts_implementation": "batched_mm"} if can_set is not None and can_set() else {}
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:

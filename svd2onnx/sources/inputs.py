@@ -26,6 +26,8 @@ DTYPES = {
         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
     )
 }  # fmt: skip
+BOXES = "bbox"
+"""Where each token lies on a page: [batch, sequence, 4], as x0, y0, x1, y1."""
 ROWS = 8
 """Of a random batch, where the network takes any number."""
 _MOST_ELEMENTS = 1 << 28
@@ -36,7 +38,8 @@ _FORM = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d{1,9}(?:,\d{1,9})*)(?::(\w+))?")
 class InputSpec:
     """One argument of a network: sizes, of which ``dynamic`` names those that may differ, by axis.
 
-    Integers are drawn below ``limit``; an ``attention_mask`` is all ones.
+    Integers are drawn below ``limit``; an ``attention_mask`` is all ones, and corners of a ``bbox`` are in
+    order.
     """
 
     name: str
@@ -53,7 +56,10 @@ class InputSpec:
             return torch.ones(shape, dtype=self.dtype)
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(self.dtype)
-        return torch.randint(0, self.limit, shape, generator=generator).to(self.dtype)
+        drawn = torch.randint(0, self.limit, shape, generator=generator).to(self.dtype)
+        if self.name == BOXES:
+            return drawn.view(*shape[:-1], 2, 2).sort(-2).values.flatten(-2)
+        return drawn
 
 
 def random_batch(specs: Sequence[InputSpec], seed: int, sizes: Mapping[str, int] | None = None) -> Batch:

@@ -7,20 +7,21 @@ are copied too, because a forward may write into its inputs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from svd2onnx.compute.device import CPU, copied
+from svd2onnx.compute.device import CPU
 from svd2onnx.sources.calibration import held_out, limited
 from svd2onnx.sources.inputs import required_arguments
+from svd2onnx.sources.live_copy import live_copy
 from svd2onnx.sources.model_file import Batch
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.source_options import check_live_options
 from svd2onnx.sources.wrappings import unwrapped
-from svd2onnx.values.errors import SourceError, one_line
+from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 
 LiveBatch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -52,13 +53,13 @@ def live_source(
     network = _checked(network)
     fit = list(limited(_batches(network, calibration, "calibration"), settings.calibration_samples))
     if evaluation is None:
-        fit, judged = _split(fit)
+        fit, judged = _split(fit, lambda batch: _is_taken(network, batch))
     else:
         judged = list(_batches(network, evaluation, "evaluation"))
     warnings = () if judged else (NOT_HELD_OUT,)
     judged = judged or fit
     return Source(
-        lambda: _copy(network),
+        lambda: live_copy(network),
         lambda split: iter(judged if split == "evaluation" else fit),
         settings.objective or "mse",
         warnings=warnings,
@@ -89,18 +90,6 @@ def _calls_back(forward: object, network: nn.Module) -> bool:
     named = (*seen.nonlocals.values(), *seen.globals.values())
     own = {id(module) for module in network.modules()}
     return any(id(getattr(value, "__self__", value)) in own for value in named)
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    try:
-        (copy,) = copied(CPU, network)
-    except Exception as error:
-        raise SourceError(
-            f"the network cannot be copied ({type(error).__name__}: {one_line(error)}), and a copy is "
-            "what is compressed; expected one that copy.deepcopy takes: let it keep no tensors computed "
-            "with gradients, and run it once if it has lazy layers"
-        ) from error
-    return copy.float().eval().requires_grad_(False)
 
 
 def _batches(network: nn.Module, given: Iterable[LiveBatch], role: str) -> Iterator[Batch]:
@@ -134,6 +123,16 @@ def _arguments(network: nn.Module, batch: object, where: str) -> Batch:
         named = dict(zip(required, batch, strict=False))  # what exceeds them are labels
     else:
         raise SourceError(f"{where} is {_kind(batch)}; {_FORMS}")
+    spread = [
+        str(own)
+        for own in inspect.signature(network.forward).parameters.values()
+        if own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD)
+    ]
+    if spread and len(spread) == len(parameters):
+        raise SourceError(
+            f"forward takes {', '.join(spread)}, which names none of its inputs; expected arguments with "
+            "names: wrap the network in a module whose forward has them"
+        )
     missing = [name for name in required if name not in named]
     taken = [name for name in parameters if name in named]
     if missing or not taken:
@@ -163,9 +162,31 @@ def _tensors(named: Mapping[str, object], where: str) -> Batch:
     return tensors
 
 
-def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """What to fit and what is held out, nothing of very few."""
+def _is_taken(network: nn.Module, batch: Batch) -> bool:
+    """Whether forward takes ``batch``."""
+    try:
+        with torch.no_grad():
+            live_copy(network)(**{name: tensor.clone() for name, tensor in batch.items()})
+    except Exception:
+        return False
+    return True
+
+
+def _split(batches: Sequence[Batch], is_taken: Callable[[Batch], bool]) -> tuple[list[Batch], list[Batch]]:
+    """What to fit and what is held out, nothing of very few.
+
+    Batches stay whole where their tensors have no rows in common, and where forward takes no part of one.
+    """
     by_rows = all(len({tensor.shape[:1] for tensor in batch.values()}) == 1 for batch in batches)
+    if by_rows:
+        fit, judged = _parted(batches, by_rows=True)
+        cut = next((own for own in (*judged, *fit) if not any(own is batch for batch in batches)), None)
+        if cut is None or is_taken(cut) or not is_taken(batches[0]):
+            return fit, judged
+    return _parted(batches, by_rows=False)
+
+
+def _parted(batches: Sequence[Batch], *, by_rows: bool) -> tuple[list[Batch], list[Batch]]:
     counts = [len(next(iter(batch.values()))) if by_rows else 1 for batch in batches]
     chosen, start = set(held_out(sum(counts))), 0
     fit: list[Batch] = []

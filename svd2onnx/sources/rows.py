@@ -53,6 +53,18 @@ def slices(batch: Batch, step: int, axes: RowAxes) -> list[Batch]:
     return [_taken(batch, part, axes) for part in torch.split(torch.arange(row_count(batch, axes)), step)]
 
 
+def small(batch: Batch, numbers: int, axes: RowAxes) -> list[Batch]:
+    """The batch in equal parts, of about ``numbers`` numbers in an input; or the batch itself, as above.
+
+    No part has a single sample, which some networks do not take.
+    """
+    rows, largest = row_count(batch, axes), max(batch[name].numel() for name in axes)
+    parts = rows // max(2, rows * numbers // max(1, largest))
+    if parts < 2 or not any(axis is not None for axis in axes.values()):
+        return [batch]
+    return [_taken(batch, part, axes) for part in torch.tensor_split(torch.arange(rows), parts)]
+
+
 def row_count(batch: Batch, axes: RowAxes) -> int:
     """The samples in ``batch``: where no argument has an axis of them, the length of the first."""
     for name, axis in axes.items():

@@ -34,6 +34,8 @@ _COUNTS = "num_batches_tracked"
 """Networks before PyTorch 0.4.1 have none, some exporters drop them, and inference does not read them."""
 _COUNTERS = {"n_averaged", "initted", "step", "num_updates", "decay"}
 """What averages keep beside the weights."""
+_TOTALS = {"total_ops", "total_params"}
+"""What thop leaves in every module whose operations it counts."""
 _EXTRA = "_extra_state"
 _SHOWN = 3
 _MOST_PARTS = 8
@@ -80,14 +82,19 @@ def load_into(model: nn.Module, loaded: Any, path: Path, architecture: Path) -> 
         SourceError: none has the names and shapes of the model's, or several have, or there is none.
     """
     wanted = _weights(model.state_dict())
+    kept = _not_stored(model, wanted)
     tables = _tables(path, loaded)
-    fits = [fit for place, table in tables.items() for fit in _fits(place, table, wanted)]
+    fits = [fit for place, table in tables.items() for fit in _fits(place, table, wanted, kept)]
     if not fits:
         place, table = max(tables.items(), key=lambda item: len(item[1]))
         fits = [_fit(place, "", _weights(table), wanted, 0)]
-    whole = _distinct([fit for fit in fits if not fit.problems and (fit.is_wrapped or not fit.others)])
+    fitting = [fit for fit in fits if not fit.problems]
+    whole = _distinct([fit for fit in fitting if _is_whole(fit, fitting)])
     if not whole:
-        raise _no_fit(path, architecture, fits)
+        taken_in = _as_the_network_loads(model, wanted, fits)
+        if taken_in is None:
+            raise _no_fit(path, architecture, fits)
+        return _noted(path, taken_in, [taken_in])
     paths = [fit.path for fit in whole]
     own = preferred(paths)
     if own is None:
@@ -96,6 +103,40 @@ def load_into(model: nn.Module, loaded: Any, path: Path, architecture: Path) -> 
     with torch.no_grad():
         model.load_state_dict(fit.tensors, strict=False)
     return (*taken(path, own, [other for other in paths if other != own]), *_noted(path, fit, whole))
+
+
+def _is_whole(fit: _Fit, fitting: list[_Fit]) -> bool:
+    """Whether what is left out beside ``fit`` is no reason against it.
+
+    An average comes with the weights that it is of, whatever these are called, such as ``online_model``.
+    """
+    averages = [own for own in fitting if own.place == fit.place and is_average(own.prefix)]
+    return fit.is_wrapped or not fit.others or bool(averages)
+
+
+def _as_the_network_loads(model: nn.Module, wanted: Mapping[str, Any], fits: list[_Fit]) -> _Fit | None:
+    """The nearest of ``fits``, if ``model`` takes its old names for new ones, as weight norm of PyTorch does.
+
+    What is loaded from another one before is written over, or an error ends the run.
+    """
+    places = _places(wanted)
+    for fit in sorted(fits, key=lambda own: (own.matches, not is_average(own.path)), reverse=True)[:_SHOWN]:
+        is_coded = any(_loses(tensor, wanted[n]) for n, tensor in fit.tensors.items() if n in wanted)
+        if is_coded or (fit.others and not fit.is_wrapped):
+            continue
+        try:
+            with torch.no_grad():
+                left = model.load_state_dict(dict(fit.tensors), strict=False)
+        except Exception:  # other shapes, or a hook of the network's own
+            continue
+        missing = set(left.missing_keys)
+        is_there = [
+            name.rpartition(".")[2] == _COUNTS or any(n not in missing for n in places[_place(wanted[name])])
+            for name in missing
+        ]
+        if all(is_there) and not left.unexpected_keys:
+            return fit
+    return None
 
 
 def _tables(path: Path, loaded: Any) -> dict[str, dict[str, Any]]:
@@ -117,12 +158,34 @@ def _weights(table: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in table.items() if isinstance(v, Tensor) or k.endswith(_EXTRA)}
 
 
-def _fits(place: str, table: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[_Fit]:
+def _not_stored(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Buffers that ``build()`` makes anew and older releases of a network stored, such as position ids."""
+    return {name: buffer for name, buffer in model.named_buffers() if name not in wanted}
+
+
+def _is_superfluous(name: str, value: Any, kept: Mapping[str, Tensor]) -> bool:
+    """Whether this is what ``build()`` makes itself, the same, or what counted operations (thop)."""
+    if name.rpartition(".")[2] in _TOTALS:
+        return True
+    for own_name, own in kept.items():
+        is_own = name == own_name or name.endswith(f".{own_name}")
+        if is_own and isinstance(value, Tensor) and _shape(own) == _shape(value):
+            return torch.equal(own.cpu().to(value.dtype), value.cpu())
+    return False
+
+
+def _fits(
+    place: str, table: Mapping[str, Any], wanted: Mapping[str, Any], kept: Mapping[str, Tensor]
+) -> list[_Fit]:
     """The table as it is where that fits, else without each prefix that may, the nearest first.
 
     None where no tensor is the network's: optimizers have thousands of such tables.
     """
-    tensors = _weights(table)
+    tensors = {
+        name: value
+        for name, value in _weights(table).items()
+        if name in wanted or not _is_superfluous(name, value, kept)
+    }
     inner = {".".join(p for p in name.split(".") if p not in _WITHIN): t for name, t in tensors.items()}
     if len(inner) == len(tensors) and not any(_WITHIN & set(name.split(".")) for name in wanted):
         tensors = inner
@@ -155,7 +218,13 @@ def _fit(
     ]
     unknown = [name for name in own if name not in wanted]
     differing = [n for n, t in own.items() if n in wanted and _shape(t) != _shape(wanted[n])]
+    codes = [name for name, tensor in own.items() if name in wanted and _loses(tensor, wanted[name])]
     problems = []
+    if codes:
+        problems.append(
+            f"has {listed(codes, _SHOWN)} in {_dtype(own[codes[0]])}, where the network has "
+            f"{_dtype(wanted[codes[0]])}, as if it were quantized already"
+        )
     if missing:
         problems.append(f"lacks {listed(missing, _SHOWN)}")
     if unknown:
@@ -222,6 +291,18 @@ def _place(value: Any) -> tuple[int, ...]:
     """Tensors of one place are one: safetensors stores one of tied weights."""
     is_stored = isinstance(value, Tensor) and value.numel()
     return (value.data_ptr(), *value.shape) if is_stored else (id(value),)
+
+
+def _loses(stored: Any, own: Any) -> bool:
+    """Whether ``stored`` is of another kind of numbers: codes of a quantized weight are no weight."""
+    if not (isinstance(stored, Tensor) and isinstance(own, Tensor)):
+        return False
+    is_code = own.is_floating_point() and not (stored.is_floating_point() or stored.is_complex())
+    return is_code or (stored.is_complex() and not own.is_complex())
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(value: Any) -> list[int] | None:

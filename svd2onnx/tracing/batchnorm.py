@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from svd2onnx.tracing.graph_network import put
+from svd2onnx.network.attributes import put
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -28,14 +30,24 @@ def fold_batchnorm(network: fx.GraphModule) -> int:
     pairs = list(_pairs(network))
     for layer_node, norm_node in pairs:
         layer, norm = (network.get_submodule(str(node.target)) for node in (layer_node, norm_node))
+        assert isinstance(norm, _NORMS)
+        _complete(norm)
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        fused = fuse(layer, norm)  # type: ignore[arg-type, type-var]
+        fused = fuse(layer, norm)  # type: ignore[type-var]
         put(network, str(layer_node.target), fused.requires_grad_(False))
         norm_node.replace_all_uses_with(layer_node)
         network.graph.erase_node(norm_node)
     network.delete_all_unused_submodules()
     network.recompile()
     return len(pairs)
+
+
+def _complete(norm: _BatchNorm) -> None:
+    """Give it the scale 1 and the shift 0 that it does without: torch's folding asks for both."""
+    assert norm.running_mean is not None
+    for name, make in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+        if getattr(norm, name) is None:
+            setattr(norm, name, nn.Parameter(make(norm.running_mean), requires_grad=False))
 
 
 def _pairs(network: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from svd2onnx.tracing.nodes import call
+
 _ops = torch.ops.aten
 
 
@@ -117,9 +119,7 @@ class _Pairs:
         return self._call(_ops.select.int, self._pair[z], -1, part)
 
     def _call(self, operator: Any, *arguments: Any) -> fx.Node:
-        made = self._graph.call_function(operator, arguments)
-        made.meta["val"] = operator(*fx.map_arg(arguments, lambda own: own.meta["val"]))
-        return made
+        return call(self._graph, operator, *arguments)
 
 
 def _axis(axis: int) -> int:

@@ -86,11 +86,26 @@ def place_of(tensor: Tensor) -> Place:
 
 
 def written_by(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes whose tensors ``node`` changes in place."""
+    """The nodes whose tensors ``node`` changes in place; of a view, also what it is a view of."""
     if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
         for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                yield from (own for own in _flat(value) if isinstance(own, fx.Node))
+                for own in _flat(value):
+                    yield from _bases(own)
+
+
+def _bases(value: Any) -> Iterator[fx.Node]:
+    """A node, what it is a view of, and so on."""
+    while isinstance(value, fx.Node):
+        yield value
+        if isinstance(value.target, torch._ops.OpOverload):
+            taken = value.target._schema.arguments
+            is_view = bool(taken) and taken[0].alias_info is not None
+        else:
+            is_view = value.target is operator.getitem
+        if not is_view:
+            return
+        value = value.args[0]
 
 
 def _flat(value: Any) -> Iterable[Any]:

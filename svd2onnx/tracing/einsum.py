@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-Step = tuple[Any, tuple[Any, ...]]
+from svd2onnx.tracing.nodes import Step
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from svd2onnx.network.attributes import find, put
 from svd2onnx.network.modules import StoredWeight
-from svd2onnx.network.rewrite import find
 from svd2onnx.tracing.complex_numbers import without_complex
 from svd2onnx.tracing.constants import Constant, Constants, Place, place_of, written_by
 from svd2onnx.tracing.higher_order import inline_modes
 from svd2onnx.tracing.names import Names
-from svd2onnx.tracing.operators import Layer, Step, layer_of, operator_of
+from svd2onnx.tracing.nodes import call_steps
+from svd2onnx.tracing.operators import Layer, bound, layer_of, operator_of
+from svd2onnx.tracing.promotion import with_equal_types
 from svd2onnx.tracing.stored import StoredArgument, stored_arguments
+from svd2onnx.values.errors import ExportError
 
 _ASSERTIONS = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size",
@@ -40,9 +43,12 @@ def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Raises:
         ExportError: see ``inline_modes``.
     """
+    if any(_is_of_vmap(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # which leaves operators on whole batches
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     inline_modes(module)
+    _renormalize_at_once(module.graph)
     written = {own for node in module.graph.nodes for own in written_by(node) if own.op == "get_attr"}
     for node in written:
         with module.graph.inserting_after(node):
@@ -71,6 +77,9 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     Args:
         module: see ``flattened``; its graph is changed.
         names: of its tensors and layers.
+
+    Raises:
+        ExportError: it draws from a generator of its own.
     """
     graph = module.graph
     tensors: dict[str, Any] = {}
@@ -78,7 +87,9 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = find(module, node.target)
     without_complex(graph, tensors)
+    with_equal_types(graph)
     builder = _Builder(graph, tensors, names)
+    _forget_updates(graph)
     for node in list(graph.nodes):
         if operator_of(node) in _IDENTITIES and not _drops(node):
             node.replace_all_uses_with(node.args[0])
@@ -93,19 +104,6 @@ def as_network(module: fx.GraphModule, names: Names) -> fx.GraphModule:
     network.delete_all_unused_submodules()
     network.recompile()
     return network.eval().requires_grad_(False)
-
-
-def put(root: nn.Module, name: str, value: nn.Module | Tensor) -> None:
-    """Make ``value`` the attribute of ``root`` with the dotted ``name``."""
-    *folders, last = name.split(".")
-    for folder in folders:
-        if not hasattr(root, folder):
-            setattr(root, folder, nn.Module())
-        root = getattr(root, folder)
-    if isinstance(value, nn.Module | nn.Parameter):
-        setattr(root, last, value)
-    else:
-        root.register_buffer(last, value)
 
 
 class _Builder:
@@ -143,6 +141,11 @@ class _Builder:
     def _kept(self, target: str) -> str:
         """Keep a tensor or a part of the graph, and say under which name."""
         name, value = target, self._tensors[target]
+        if isinstance(value, torch.Generator):
+            raise ExportError(
+                "forward draws random numbers from a torch.Generator, and an ONNX file cannot draw the same: "
+                "draw them once, in __init__, and keep them by register_buffer"
+            )
         if isinstance(value, nn.Parameter):
             value = self._parameter(value)
         if isinstance(value, Tensor):
@@ -162,10 +165,10 @@ class _Builder:
             )
             put(self.root, self._made[key], _with(layer.build(), parameters))
         with self._graph.inserting_before(node):
-            x = self._steps(layer.input, layer.before)
+            x = call_steps(self._graph, layer.input, layer.before)
             call = self._graph.create_node("call_module", self._made[key], (x,))
             call.meta = {**node.meta, "val": _output(node, x, layer)}
-            result = self._steps(call, layer.after)
+            result = call_steps(self._graph, call, layer.after)
         node.replace_all_uses_with(result)
         self._graph.erase_node(node)
 
@@ -191,14 +194,6 @@ class _Builder:
 
     def _aliases(self, weight: Constant) -> list[str]:
         return [alias for name in weight.names for alias in self._names.of_tensor(name, self._tensors[name])]
-
-    def _steps(self, node: fx.Node, steps: Sequence[Step]) -> fx.Node:
-        for operator, arguments in steps:
-            value = fx.map_arg(arguments, lambda own: own.meta["val"])
-            made = self._graph.call_function(operator, (node, *arguments))
-            made.meta = {"val": operator(node.meta["val"], *value)}
-            node = made
-        return node
 
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
         """One for each tensor, laid out as layers expect it; new ones, for the user's stay as they are."""
@@ -251,20 +246,56 @@ def _has_effects(node: fx.Node) -> bool:
     return node.op == "call_function" and node.is_impure()
 
 
+def _is_of_vmap(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "_add_batch_dim"
+
+
+def _renormalize_at_once(graph: fx.Graph) -> None:
+    """An embedding with ``max_norm`` scales the rows it is asked for and writes them back: here all, once."""
+    for node in list(graph.nodes):
+        if operator_of(node) != "embedding_renorm_":
+            continue
+        written, _rows, most, order = node.args
+        table = written.args[0] if operator_of(written) == "detach" else written
+        with graph.inserting_before(node):
+            scaled = graph.call_function(torch.ops.aten.renorm.default, (table, order, 0, most))
+        scaled.meta = dict(table.meta)
+        for user in list(table.users):
+            if operator_of(user).lstrip("_") in ("embedding", "embedding_bag"):
+                user.replace_input_with(table, scaled)
+        node.replace_all_uses_with(scaled)
+        graph.erase_node(node)
+
+
+def _forget_updates(graph: fx.Graph) -> None:
+    """A normalization that stays in training takes the batch's statistics, and only writes to its own.
+
+    Given both, the exporter takes the wrong ones.
+    """
+    for node in graph.nodes:
+        if operator_of(node) == "batch_norm" and bound(node)["training"]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
+
+
 def _drops(node: fx.Node) -> bool:
     return operator_of(node).endswith("dropout") and node.args[2] is True
 
 
 def _tidy(graph: fx.Graph, names: Sequence[str]) -> None:
-    _remove_unread(graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args) if is_tensor(leaf)]
     if not leaves:
         raise ValueError("the program gives no tensor")
     if names:
         output.args = (dict(zip(names, leaves, strict=True)),)
     else:
         output.args = (tuple(leaves) if len(leaves) > 1 else leaves[0],)
+    _remove_unread(graph)
+
+
+def is_tensor(leaf: object) -> bool:
+    """Whether ``leaf`` of a graph's output is computed, and no number, such as a size of an input."""
+    return isinstance(leaf, fx.Node) and not isinstance(leaf.meta.get("val"), torch.SymInt | torch.SymFloat)
 
 
 def _remove_unread(graph: fx.Graph) -> None:

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from svd2onnx.tracing.constants import Constant, Constants
-from svd2onnx.tracing.einsum import Product, product_of
+from svd2onnx.tracing.einsum import product_of
+from svd2onnx.tracing.nodes import Step
 
-Parameters = dict[str, nn.Parameter]
-Step = tuple[Any, tuple[Any, ...]]
-"""An operator of one tensor, and its further arguments."""
 _CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _TURN: Step = (torch.ops.aten.transpose.int, (-1, -2))
@@ -107,7 +105,7 @@ def _einsum(a: dict[str, Any], constants: Constants) -> Layer | None:
         matrix = constants.of(own)
         if matrix is None or not isinstance(other, fx.Node):
             continue
-        product: Product | None = product_of(a["equation"], operands.index(own), _rank(other), matrix.tensor)
+        product = product_of(a["equation"], operands.index(own), _rank(other), matrix.tensor)
         if product is None:
             return None
         weight = Constant(product.weight, matrix.names)
@@ -174,18 +172,21 @@ def _batch_norm(a: dict[str, Any], constants: Constants) -> Layer | None:
     parts = {name: constants.of(a[name]) for name in names if a[name] is not None}
     known = {name: part for name, part in parts.items() if part is not None}
     # Without statistics of its own it takes those of the batch, and has no module in evaluation.
-    is_whole = len(known) == len(parts) and set(names[2:]) <= set(known) and len(known) != 3
+    is_whole = len(known) == len(parts) and set(names[2:]) <= set(known)
     if not is_whole or a["training"] or _rank(a["input"]) not in _NORMS:
         return None
 
     def build() -> nn.Module:
         norm = _NORMS[_rank(a["input"])](
-            len(known["running_mean"].tensor), a["eps"], a["momentum"], "weight" in known, device="meta"
+            len(known["running_mean"].tensor), a["eps"], a["momentum"], device="meta"
         )
         norm.num_batches_tracked = None
+        for name in names[:2]:  # a module may have but one of the two
+            if name not in known:
+                norm.register_parameter(name, None)
         return norm
 
-    return Layer(a["input"], known, build, (_rank(a["input"]), a["eps"]))
+    return Layer(a["input"], known, build, (_rank(a["input"]), a["eps"], *known))
 
 
 def _layer_norm(a: dict[str, Any], constants: Constants) -> Layer | None:

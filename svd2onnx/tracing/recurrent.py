@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._decomp import global_decomposition_table
 
+from svd2onnx.values.errors import ExportError
+
 _KEY = torch._C.DispatchKey.CompositeImplicitAutograd
 _TABLE: dict[Any, Any] = global_decomposition_table["post_autograd"]
 
@@ -21,6 +23,11 @@ _TABLE: dict[Any, Any] = global_decomposition_table["post_autograd"]
 def _lstm(
     x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if hx[0].shape[-1] != hx[1].shape[-1]:
+        raise ExportError(
+            "forward runs an nn.LSTM with proj_size, and ONNX has no such operator: put an nn.Linear behind "
+            "an nn.LSTM without it, or write the recurrence as a loop of products"
+        )
     output, _ = _shapes(x, hx[0], settings)
     return output, torch.empty_like(hx[0]), torch.empty_like(hx[1])
 
@@ -46,7 +53,10 @@ _OPERATORS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def any_length() -> Iterator[None]:
-    """While it is entered, tracing finds these shapes; what is computed is the same."""
+    """While it is entered, tracing finds these shapes; what is computed is the same.
+
+    An LSTM with projections raises an ExportError, as the exporter would write another one.
+    """
     kernels = {operator: operator.py_kernels.get(_KEY) for operator in _OPERATORS}
     entries = {operator: _TABLE.get(operator) for operator in _OPERATORS}
     try:

@@ -2,6 +2,7 @@
 
 conv_transpose1d, 2d, 3d        [in, out / groups, *kernel]
 lstm, gru, rnn_tanh, rnn_relu   [gates * hidden, in] and [gates * hidden, hidden]
+lstm_cell, gru_cell, ...        likewise, of one step
 embedding_bag                   [rows, width]
 bmm, baddbmm, matmul, einsum    [experts, in, out]
 bilinear                        [out, in, in]
@@ -19,7 +20,8 @@ from svd2onnx.tracing.operators import operator_of
 
 _BY_OUTPUT = {
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
-    "lstm", "gru", "rnn_tanh", "rnn_relu", "embedding_bag", "_embedding_bag",
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    "embedding_bag", "_embedding_bag",
 }  # fmt: skip
 """The first axis of their weights are the rows."""
 _PRODUCTS = {"bmm", "baddbmm", "matmul", "einsum", "bilinear"}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,21 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from svd2onnx.compute.quiet import quiet
 from svd2onnx.network.decoder import Traced
-from svd2onnx.network.outputs import is_named, names_of, tensors_of
+from svd2onnx.network.first_batch import first_batch
+from svd2onnx.network.outputs import expected_tensors, is_named, names_of
 from svd2onnx.tracing.graph_network import as_network, flattened, unlifted
 from svd2onnx.tracing.names import Names
 from svd2onnx.tracing.recurrent import any_length
-from svd2onnx.values.errors import ExportError, SourceError, one_line
+from svd2onnx.values.errors import ExportError, one_line
 
 _TORCH = Path(torch.__file__).parent
 _OWN = Path(__file__).parents[1]
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "GuardOnDataDependent")
 _ASSIGNED = "assigned during export"
+LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental.symbolic_shapes")
+"""What torch.export tells of itself."""
 
 
 def trace(
@@ -51,17 +53,13 @@ def trace(
     found: list[str] = []
 
     def flatten(_module: nn.Module, _arguments: Any, result: Any) -> tuple[Tensor, ...]:
-        tensors = tensors_of(result)
-        if not tensors:
-            raise ExportError(
-                f"expected tensors from the network's forward, found {type(result).__name__} without any"
-            )
+        tensors = expected_tensors(result)
         found[:] = names_of(result)
         return tuple(tensors)
 
     handle = network.register_forward_hook(flatten)
     try:
-        with quiet():
+        with quiet(LOGGERS, logging.CRITICAL):
             program = _exported(network, arguments, axes)
             if not found:  # the bytecode of forward was analysed, and nothing was run
                 _run(network, arguments)
@@ -163,16 +161,8 @@ def _dimensions(value: Any, axes: Any) -> Any:
 
 def _run(network: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Whatever the tracer says, a forward that fails on its own fails for a reason of its own."""
-    try:
-        with torch.no_grad():
-            network(**arguments)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"the network's forward fails on the first calibration batch: {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from error
+    with first_batch(), torch.no_grad():
+        network(**arguments)
 
 
 def _told(error: Exception, network: nn.Module) -> str:
@@ -198,22 +188,3 @@ def _place(error: BaseException) -> str:
         if path.is_file() and _TORCH not in path.parents and _OWN not in path.parents:
             return f" at {path}:{frame.lineno} ({frame.line})"
     return ""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What the tracer says of its own inner life is not the user's."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental.symbolic_shapes")
-    ]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

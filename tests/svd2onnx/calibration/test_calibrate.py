@@ -351,12 +351,36 @@ class Argmax(One):
         return self.linear(x).argmax(-1)
 
 
-@pytest.mark.parametrize("kind", [NoGrad, Inference, Argmax])
+class Rounded(One):
+    """Its gradients are there, and 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).round()
+
+
+@pytest.mark.parametrize("kind", [NoGrad, Inference, Argmax, Rounded])
 def test_networks_that_let_no_gradient_through_are_refused(kind: type[One]) -> None:
     batches = [{"x": torch.randn(4, 64, generator=torch.Generator().manual_seed(0))}]
     with pytest.raises(SourceError, match="no gradients reach the layers"):
         calibrate(seeded(kind), ONE, batches, "mse", batches)
     assert_moments(calibrate(seeded(kind), ONE, batches)["linear"], batches[0]["x"].numpy())
+
+
+class Distances(One):
+    """Those that are ruled out are infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).masked_fill(x.abs() > 1, float("inf"))
+
+
+def test_masks_of_plus_infinity_are_left_out_but_leave_no_distribution() -> None:
+    batches = [{"x": torch.randn(4, 64, generator=torch.Generator().manual_seed(0))}]
+    known = calibrate(seeded(Distances), ONE, batches, "mse", batches)["linear"].output_moment
+    assert known is not None
+    assert bool(known.isfinite().all())
+    assert float(known.abs().max()) > 0
+    with pytest.raises(SourceError, match="NaN or infinity"):
+        calibrate(seeded(Distances), ONE, batches, "kl", batches)
 
 
 def test_an_objective_needs_a_layer_to_look_at() -> None:

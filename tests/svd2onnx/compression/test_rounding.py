@@ -80,6 +80,18 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
     assert torch.isfinite(tensor.dequantize()).all()
 
 
+def test_a_curvature_of_nearly_nothing_rounds_as_a_larger_one() -> None:
+    """Factors that are rounded to zero leave one of 0 to the other."""
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    spec, x = QuantSpec(4, 32), correlated_inputs(0, 64)
+    moment, limits = damp(x.T @ x / len(x), 0.05), limits_of(spec, 16)
+    steps = torch.full_like(weight, 0.4)
+    small, large = (gptq_codes(weight, steps, limits, Curvature(moment * s)) for s in (1e-300, 1.0))
+    assert torch.equal(small, large)
+    (none,) = round_second_order(weight, [spec], Curvature(damp(moment * 0, 1.0)))
+    assert bool(torch.isfinite(none.dequantize()).all())
+
+
 def test_damping_makes_a_singular_moment_definite() -> None:
     moment = torch.ones(8, 8, dtype=torch.float64)
     assert float(torch.linalg.eigvalsh(damp(moment, 0.01)).min()) == pytest.approx(0.01, rel=1e-6)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from torch import nn
 
-from svd2onnx.graph.qdq import FusedMatMul
+from svd2onnx.graph.quantized_nodes import FusedMatMul
 from tests.svd2onnx.networks import Compressed, Tokens, Vectors
 
 Case = tuple[type[nn.Module], int, int | None]

@@ -16,8 +16,9 @@ from svd2onnx.graph.file_formats import to_format
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import Geometry, LayerForm, LayerSite, QuantSpec
 from svd2onnx.values.settings import FileFormat
-from svd2onnx_runtime import certify, open_session, run
+from svd2onnx_runtime import certify
 from svd2onnx_runtime.certify import METADATA_KEY
+from tests.svd2onnx.graph.folded import EVERY_FORM, difference, unfolded
 from tests.svd2onnx.networks import Compressed, Images, batches_of, compress, seeded
 
 CASES = [(8, None), (4, None), (2, None), (4, 16), (2, 16)]
@@ -46,24 +47,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return compressed, path
 
 
-def difference(path: Path, compressed: Compressed, strict: bool = True) -> float:
-    """The largest relative one over batches of several sizes."""
-    session = open_session(path, "cpu", strict=strict)
-    batches = [*compressed.batches, {"x": compressed.batches[0]["x"][:1]}]
-    worst = 0.0
-    for batch in batches:
-        with torch.inference_mode():
-            expected = compressed.network(**batch).numpy()
-        (output,) = run(session, as_arrays(batch)).values()
-        worst = max(worst, float(np.linalg.norm(output - expected) / np.linalg.norm(expected)))
-    return worst
-
-
 def test_the_file_computes_what_the_network_does(case: tuple[Compressed, Path]) -> None:
     compressed, path = case
     onnx.checker.check_model(path, full_check=True)
-    assert difference(path, compressed) <= 1e-5
-    assert difference(path, compressed, strict=False) <= 0.02  # the head's activations are rounded
+    one = {"x": compressed.batches[0]["x"][:1]}
+    assert difference(path, compressed, one) <= 1e-5
+    assert difference(path, compressed, one, strict=False) <= 0.02  # the head's activations are rounded
 
 
 def test_weights_are_integers(case: tuple[Compressed, Path]) -> None:
@@ -87,12 +76,8 @@ def test_their_making_is_folded_at_load(case: tuple[Compressed, Path]) -> None:
 def test_a_making_that_runs_is_told(case: tuple[Compressed, Path], tmp_path: Path) -> None:
     """With its codes an input of the graph nothing can be folded."""
     compressed, path = case
-    proto = onnx.load(path)
-    codes = next(t for t in proto.graph.initializer if t.name in ("wide.dense.codes", "wide.right.codes"))
-    proto.graph.input.append(onnx.helper.make_tensor_value_info(codes.name, codes.data_type, codes.dims))
-    unfolded = tmp_path / "unfolded.onnx"
-    onnx.save(proto, unfolded)
-    certificate = certify(unfolded, "cpu", inputs=as_arrays(compressed.batches[0]))
+    changed = unfolded(path, tmp_path, "wide.dense.codes", "wide.right.codes")
+    certificate = certify(changed, "cpu", inputs=as_arrays(compressed.batches[0]))
     assert [reason for _, reason in certificate.unfused if "made on every call" in reason]
 
 
@@ -107,19 +92,18 @@ def test_convolutions_of_one_weight_share_its_codes(tmp_path: Path) -> None:
     graph = onnx.load(path).graph
     assert Counter(t.data_type for t in graph.initializer)[TensorProto.INT4] == 1
     assert Counter(node.op_type for node in graph.node)["Conv"] == 3
-    assert difference(path, compressed) <= 1e-5
+    assert difference(path, compressed, {"x": batches[0]["x"][:1]}) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "form", [FileFormat("folded"), FileFormat("matmulnbits"), FileFormat("dequantize", "float16")], ids=str
-)
+@EVERY_FORM
 def test_they_stay_as_they_are_in_every_form(
     case: tuple[Compressed, Path], form: FileFormat, tmp_path: Path
 ) -> None:
     compressed, path = case
     changed = tmp_path / "form.onnx"
     to_format(path, changed, form)
-    assert difference(changed, compressed, strict=False) <= 0.02
+    one = {"x": compressed.batches[0]["x"][:1]}
+    assert difference(changed, compressed, one, strict=False) <= 0.02
     if form.dtype == "float32":
         certificate = certify(changed, "cpu", inputs=as_arrays(compressed.batches[0]))
         assert certificate.ok, certificate.unfused

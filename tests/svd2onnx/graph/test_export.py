@@ -13,6 +13,7 @@ from torch.onnx._internal.exporter._registration import onnxscript_apis
 from svd2onnx.graph.export import export_float, infer_dynamic_shapes, opset_for, weights_file
 from svd2onnx.graph.file_formats import to_format
 from svd2onnx.sources.model_file import as_arrays
+from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx.values.settings import FileFormat
@@ -139,6 +140,21 @@ def test_a_network_that_cannot_be_exported_is_told_in_one_line(
     assert "\x1b" not in message  # which it colours
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
+
+
+class Filtered(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x)
+        low = torch.zeros_like(spectrum)
+        low[:, :5] = spectrum[:, :5]
+        return torch.fft.irfft(low)
+
+
+def test_a_filter_of_spectra_is_told_what_hinders(tmp_path: Path) -> None:
+    x = {"x": torch.ones(3, 64)}
+    with pytest.raises(ExportError, match="compute with their real and imaginary parts") as caught:
+        export_float(trace(Filtered(), x, {}), x, {}, tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_beyond_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from svd2onnx.compression.quantize import quantize
 from svd2onnx.graph.export import export_float
-from svd2onnx.graph.qdq import FusedMatMul, insert_dequantize
+from svd2onnx.graph.qdq import insert_dequantize
+from svd2onnx.graph.quantized_nodes import FusedMatMul
 from svd2onnx.network.rewrite import rewrite
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.errors import ExportError

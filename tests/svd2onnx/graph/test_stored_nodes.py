@@ -17,7 +17,8 @@ from svd2onnx.graph.file_formats import to_format
 from svd2onnx.sources.model_file import as_arrays
 from svd2onnx.values.schema import QuantSpec
 from svd2onnx.values.settings import FileFormat
-from svd2onnx_runtime import certify, open_session, run
+from svd2onnx_runtime import certify
+from tests.svd2onnx.graph.folded import EVERY_FORM, difference, unfolded
 from tests.svd2onnx.networks import Compressed, compress, seeded
 from tests.svd2onnx.stored_networks import (
     STORED_NETWORKS,
@@ -51,18 +52,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("stored") / "graph.onnx"
     compressed.export(path)
     return compressed, path
-
-
-def difference(path: Path, compressed: Compressed, strict: bool = True) -> float:
-    """The largest relative one over batches of several sizes."""
-    session = open_session(path, "cpu", strict=strict)
-    worst = 0.0
-    for batch in compressed.batches:
-        with torch.inference_mode():
-            expected = compressed.network(**batch).numpy()
-        (output,) = run(session, as_arrays(batch)).values()
-        worst = max(worst, float(np.linalg.norm(output - expected) / np.linalg.norm(expected)))
-    return worst
 
 
 def optimized(path: Path, folder: Path) -> Counter[str]:
@@ -107,13 +96,9 @@ def test_all_that_makes_them_is_folded_at_load(case: tuple[Compressed, Path], tm
 def test_a_making_that_runs_is_told(case: tuple[Compressed, Path], tmp_path: Path) -> None:
     """With codes an input of the graph nothing can be folded, nor what follows from the weight."""
     compressed, path = case
-    proto = onnx.load(path)
     name = next(iter(compressed.layers))
-    codes = next(t for t in proto.graph.initializer if t.name == f"{name}.dense.codes")
-    proto.graph.input.append(onnx.helper.make_tensor_value_info(codes.name, codes.data_type, codes.dims))
-    unfolded = tmp_path / "unfolded.onnx"
-    onnx.save(proto, unfolded)
-    certificate = certify(unfolded, "cpu", inputs=as_arrays(compressed.batches[0]))
+    changed = unfolded(path, tmp_path, f"{name}.dense.codes")
+    certificate = certify(changed, "cpu", inputs=as_arrays(compressed.batches[0]))
     reasons = dict(certificate.unfused)
     assert "stored_0" in reasons
     assert all("made on every call" in reason for reason in reasons.values())
@@ -122,9 +107,7 @@ def test_a_making_that_runs_is_told(case: tuple[Compressed, Path], tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize(
-    "form", [FileFormat("folded"), FileFormat("matmulnbits"), FileFormat("dequantize", "float16")], ids=str
-)
+@EVERY_FORM
 def test_they_stay_as_they_are_in_every_form(
     case: tuple[Compressed, Path], form: FileFormat, tmp_path: Path
 ) -> None:

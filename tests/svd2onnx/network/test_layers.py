@@ -295,3 +295,19 @@ def test_only_one_kind() -> None:
         select(sites, only="embedding")
     with pytest.raises(PlanError, match="matches none of the 1 compressible"):
         select(sites, exclude=["stem"], only="linear")
+
+
+class Halved(nn.Module):
+    """Was loaded in half precision, which its forward counts on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.half())
+
+
+def test_a_forward_that_asks_for_half_precision_is_told_that_networks_are_in_float32() -> None:
+    with pytest.raises(SourceError, match=r"compressed in float32: let forward take types from its weights"):
+        discover(Halved().eval(), VECTORS)

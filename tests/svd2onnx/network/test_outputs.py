@@ -1,6 +1,7 @@
 """What tensors in any structure are called."""
 
 import dataclasses
+import enum
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ class Result:
     scores: Tensor
 
 
+class Key(str, enum.Enum):  # noqa: UP042 - str() of its members is not their text
+    LOGITS = "logits"
+
+
 @pytest.mark.parametrize(
     ("result", "names", "tensors"),
     [
@@ -39,6 +44,7 @@ class Result:
         ((A, {"logits": B}), ["output", "logits"], [A, B]),
         ([{"logits": A}, {"logits": B}, {"logits_1": C}], ["logits", "logits_1", "logits_1_1"], [A, B, C]),
         ({"": A}, ["output"], [A]),
+        ({Key.LOGITS: A, 3: B}, ["logits", "3"], [A, B]),
         (None, [], []),
         ("text", [], []),
     ],

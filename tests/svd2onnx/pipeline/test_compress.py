@@ -1,7 +1,9 @@
 """One call for a network in memory, from batches to the file that is on disk."""
 
+import copy
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import svd2onnx
-from svd2onnx.pipeline import final_report
-from svd2onnx.reporting.report import LatencyReport
 from svd2onnx.values.errors import SourceError, Svd2OnnxError
 from svd2onnx_runtime import certify
 from tests.svd2onnx.networks import Mlp, seeded
 from tests.svd2onnx.stored_networks import Experts
 
+pytestmark = pytest.mark.usefixtures("no_bench")
+
 QUICK: dict[str, Any] = {"method": "quantize", "bits": 8, "provider": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 class Images(nn.Module):
@@ -151,6 +148,46 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="'bit'"):
         svd2onnx.compress(Mlp(), [torch.randn(8, 64)], tmp_path / "mlp.onnx", bit=4)
     assert not list(tmp_path.iterdir())
+
+
+class Locked(nn.Module):
+    """x [batch, 64] -> same; a lock is held while it runs, and no copy of a lock can be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.lock = Mlp(), threading.Lock()
+        self.scale = self.body.first.bias.mean() + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.body(x) * self.scale
+
+
+def test_a_network_that_cannot_be_copied_is_compressed_and_stays_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, calls = Locked(), []
+    network.body.second.eval()
+    network.body.first.weight.requires_grad_(False)
+    network.body.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(TypeError, match="lock"):
+        copy.deepcopy(network)
+    parts = {name: (module, module.training) for name, module in network.named_modules()}
+    held = {name: (own, own.clone(), own.requires_grad) for name, own in network.named_parameters()}
+    hooks = dict(network.body._forward_hooks)
+    report = svd2onnx.compress(network, [torch.randn(12, 64)], tmp_path / "locked.onnx", **QUICK)
+    assert report.deployed.fidelity > 0.999
+    assert {name: (module, module.training) for name, module in network.named_modules()} == parts
+    for name, own in network.named_parameters():
+        same, values, wants_gradient = held[name]
+        assert own is same
+        assert torch.equal(own, values)
+        assert own.requires_grad == wants_gradient
+        assert own.grad is None
+    assert network.body._forward_hooks == hooks
+    assert not network._forward_hooks
+    x = torch.randn(5, 64)
+    expected = network(x).detach().numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "locked.onnx", x=x), expected, atol=0.03)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

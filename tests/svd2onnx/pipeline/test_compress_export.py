@@ -16,7 +16,7 @@ from svd2onnx.pipeline.compress_export import compress_export
 from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.pipeline.statistics import gather_statistics
 from svd2onnx.pipeline.timing import without_padding
-from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.reporting.report import CompressionReport
 from svd2onnx.study.inspection import inspect_layers
 from svd2onnx.values.errors import PlanError, SourceError, VerificationError
 from svd2onnx.values.schema import PLAN_FORMAT
@@ -24,6 +24,7 @@ from svd2onnx.values.settings import Settings
 from svd2onnx_runtime import open_session, run
 from svd2onnx_runtime.latency_table import LatencyTable
 from tests.svd2onnx.conftest import MODEL_FILE
+from tests.svd2onnx.pipeline.conftest import do_not_time
 
 Write = Callable[..., Path]
 
@@ -80,13 +81,6 @@ def inputs(split):
 
 dynamic_shapes = {"x": {0: "batch"}}
 """
-
-
-@pytest.fixture
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing starts processes; tests of other things do without."""
-    latency = LatencyReport(1, 1.0, 1.0, 1.0)
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [latency])
 
 
 def test_the_report_is_what_was_written(model_file: Path, tmp_path: Path) -> None:
@@ -229,17 +223,13 @@ def test_dynamic_dimensions_are_found_where_the_file_names_none(
 # The planner, on the same small network.
 
 
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
-
-
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompressionReport]:
     """(file, report) of one run for a size of 0.3 of the float32 file."""
     folder = tmp_path_factory.mktemp("planned")
     (folder / "network.py").write_text(MODEL_FILE)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        quiet(monkeypatch)
+        do_not_time(monkeypatch)
         settings = Settings(target_size="0.3x", provider="cpu")
         return folder / "out.onnx", compress_export(folder / "network.py", folder / "out.onnx", settings)
 
@@ -272,7 +262,7 @@ def test_the_planned_file_is_predicted_and_not_worse_than_plain_quantization(
 def test_the_plan_beside_the_file_makes_the_same_file(
     planned: tuple[Path, CompressionReport], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet(monkeypatch)
+    do_not_time(monkeypatch)
     output, report = planned
     settings = Settings(plan=Path(f"{output}.plan.json"), provider="cpu")
     again = compress_export(model_file, tmp_path / "again.onnx", settings)
@@ -409,7 +399,7 @@ def test_layers_with_int8_activations_are_planned_with_their_error(model_file: P
 def test_int8_in_a_plan_needs_the_cpu(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet(monkeypatch)
+    do_not_time(monkeypatch)
     for owner in (goal_choice, preparation):
         monkeypatch.setattr(owner, "resolve_provider", lambda _provider: "cuda")
     plan = tmp_path / "plan.json"

@@ -90,3 +90,12 @@ def test_batches_that_forward_does_not_take_are_told() -> None:
     network = Network(by_size).eval()
     with pytest.raises(ExportError, match=r"forward takes 'x' with 5 along axis 1 .* batches have 3, 5"):
         trace_source(source(network), network, batches((2, 3), (2, 5)), with_past=False)
+
+
+def test_batches_of_evaluation_have_the_size_that_forward_fixes() -> None:
+    network = Network(lambda m, mask, x: torch.stack([m.layer(own) for own in x])).eval()
+    traced = trace_source(source(network), network, batches((4, 3), (4, 3)), with_past=False)
+    (own,) = batches((4, 3))
+    traced.check_sizes(own)
+    with pytest.raises(ExportError, match=r"'x' with exactly 4 along axis 0.* has 2: let forward"):
+        traced.check_sizes({name: tensor[:2] for name, tensor in own.items()})

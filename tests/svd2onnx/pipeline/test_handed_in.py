@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.compress_export import compress_export
-from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.reporting.report import CompressionReport
 from svd2onnx.tracing import batchnorm, graph_network
 from svd2onnx.values.errors import VerificationError
 from svd2onnx.values.settings import Settings
 from tests.written_graphs import WrittenGraphs
+
+pytestmark = pytest.mark.usefixtures("no_bench")
 
 SETTINGS = Settings("quantize", provider="cpu", calibration_samples=16)
 
@@ -75,11 +76,6 @@ def inputs(split):
 
 dynamic_shapes = {"x": {0: "batch"}}
 """
-
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 @pytest.fixture
@@ -180,6 +176,25 @@ def test_a_network_that_differs_each_time_it_is_loaded_is_told(
 ) -> None:
     with pytest.raises(VerificationError, match="the network differs each time it is loaded"):
         run(IMAGES.replace("torch.manual_seed(0)", "torch.seed()"))
+
+
+def test_random_numbers_of_a_seed_are_told(run: Callable[[str], CompressionReport]) -> None:
+    """Called again, such a network gives the same; a file cannot."""
+    with pytest.raises(VerificationError, match=r"forward draws random numbers \(rand\)"):
+        run(IMAGES.replace("return self.head(", "torch.manual_seed(1); return self.head(torch.rand(32) + "))
+
+
+def test_a_norm_that_stays_in_training_takes_the_batch_s_statistics(
+    run: Callable[[str], CompressionReport], tmp_path: Path
+) -> None:
+    text = IMAGES.replace("x = torch.relu(self.norm", "self.norm.train(); x = torch.relu(self.norm")
+    run(text)
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(text, scope)
+    x = torch.randn(3, 3, 12, 12)
+    expected = scope["build"]()(x).detach().numpy()
+    (output,) = onnxruntime.InferenceSession(tmp_path / "float.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_batch_size_than_the_examples_is_tried(run: Callable[[str], CompressionReport]) -> None:

@@ -30,7 +30,7 @@ def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Network(nn.Module):
-    """images [batch, 3, height, width] -> [batch, 64]: a stem, a depthwise block with a way around it, pools."""
+    """images [batch, 3, height, width] -> [batch, 64]: a depthwise block, a way around it, pools."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,8 @@ def test_the_planner_weighs_what_rounding_costs(network: nn.Module, tmp_path: Pa
     floats = svd2onnx.compress(
         network, batches(), tmp_path / "float.onnx", provider="cpu", target_size="0.4x", activations="float"
     )
-    assert report.predicted_error is not None and floats.predicted_error is not None
+    assert report.predicted_error is not None
+    assert floats.predicted_error is not None
     assert report.predicted_error > floats.predicted_error
     assert report.certificate.ok
 
@@ -173,4 +174,5 @@ def test_a_convolution_that_fell_back_to_float_is_named(network: nn.Module, tmp_
     certificate = certify(path, "cpu", {"batch": 2, "dim_2": 20, "dim_3": 20, "height": 20, "width": 20})
     assert not certificate.ok
     ((node, reason),) = certificate.unfused
-    assert "not as QLinearConv" in reason and node
+    assert "not as QLinearConv" in reason
+    assert node

@@ -13,18 +13,15 @@ from torch import Tensor, nn
 
 import svd2onnx
 from svd2onnx.cli.main import main
-from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.final_report import lossy_outputs, measured_on
-from svd2onnx.reporting.report import CompressionReport, LatencyReport, read_report
+from svd2onnx.reporting.report import CompressionReport, read_report
 from svd2onnx.sources import live, load
 from svd2onnx.sources.source import Source
 from svd2onnx.values.errors import PlanError
 from svd2onnx_runtime import EvaluationResult, OutputFidelity
+from tests.svd2onnx.pipeline.conftest import do_not_time
 
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
+pytestmark = pytest.mark.usefixtures("no_bench")
 
 
 class Detector(nn.Module):
@@ -55,7 +52,7 @@ def run_detector(folder: Path, **settings: Any) -> CompressionReport:
 @pytest.fixture(scope="module")
 def by_scores(tmp_path_factory: pytest.TempPathFactory) -> CompressionReport:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
+        do_not_time(patch)
         return run_detector(tmp_path_factory.mktemp("scores"))
 
 

@@ -16,13 +16,11 @@ from svd2onnx.calibration.probes import batch_errors
 from svd2onnx.compression.realize import realize
 from svd2onnx.network.layers import discover
 from svd2onnx.network.rewrite import rewrite
-from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.preparation import prepare
 from svd2onnx.pipeline.statistics import gather_statistics
 from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.planning.fixed_rules import uniform_plan
-from svd2onnx.reporting.report import LatencyReport
 from svd2onnx.values.schema import CompressionPlan, QuantSpec
 from svd2onnx.values.settings import Settings
 
@@ -72,12 +70,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("no_bench")
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_file_is_not_worse_than_rounding_to_nearest_in_its_forms(
-    case: Case, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
     network, output = case.network, tmp_path / "small.onnx"
     batches = [case.draw(32, seed) for seed in range(8)]
     svd2onnx.compress(network, batches, output, provider="cpu", **settings)

@@ -6,11 +6,11 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from svd2onnx.pipeline import final_report
 from svd2onnx.pipeline.compress_export import compress_export
-from svd2onnx.reporting.report import LatencyReport
 from svd2onnx.values.errors import ExportError, SourceError
 from svd2onnx.values.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("no_bench")
 
 NAMED = """
 import torch
@@ -35,11 +35,6 @@ def inputs(split):
         yield {"x": torch.randn(8, 64)}
 """
 SETTINGS = Settings("quantize", bits=8, provider="cpu", calibration_samples=16)
-
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 @pytest.fixture

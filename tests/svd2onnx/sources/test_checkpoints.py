@@ -171,6 +171,71 @@ def test_an_average_among_the_names_of_lightning(script: Path) -> None:
     check(loaded(script, {"state_dict": own}, "state_dict.ema"), 2)
 
 
+def test_an_average_does_not_hide_the_weights_it_is_of(script: Path) -> None:
+    """Under names that are no wrapper's: the average was taken, and the others told to be strangers."""
+    own = {**before("online_model.", weights(1)), **before("ema_model.", weights(2)), "step": torch.ones(1)}
+    source = loaded(script, own)
+    check(source, 1)
+    assert "--checkpoint-key ema_model" in source.warnings[0]
+    assert not any("left out" in warning for warning in source.warnings)
+    check(loaded(script, own, "ema_model"), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_codes_are_no_weights(dtype: torch.dtype, script: Path) -> None:
+    """Copied into floats they would load without a word."""
+    own = weights()
+    line = refusal(script, {**own, "conv.weight": (own["conv.weight"] * 100).to(dtype)})
+    assert f"has 'conv.weight' in {str(dtype)[6:]}, where the network has float32" in line
+
+
+def test_what_counted_operations_is_passed_over(script: Path) -> None:
+    own = {**weights(), "total_ops": torch.zeros(1), "conv.total_params": torch.zeros(1)}
+    source = loaded(script, own)
+    check(source)
+    assert source.warnings == ()
+
+
+class Kept(nn.Module):
+    """A layer with weight norm, and places that are made anew whenever it is."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.register_buffer("places", torch.arange(6), persistent=False)
+
+
+def test_buffers_that_were_stored_once_may_still_be_there() -> None:
+    own = seeded(Kept).state_dict()
+    where = Path("x.pt"), Path("net.py")
+    for prefix in ("", "module."):
+        stored = {**before(prefix, own), f"{prefix}places": torch.arange(6)}
+        assert load_into(Kept(), stored, *where) == ()
+    with pytest.raises(SourceError, match=r"has 'places' that build\(\) does not"):
+        load_into(Kept(), {**own, "places": torch.arange(6) + 1}, *where)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_old_names_that_the_network_itself_knows(prefix: str) -> None:
+    """PyTorch gave weight norm other names, and takes the old ones."""
+    own = seeded(Kept).state_dict()
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor + 1
+        for name, tensor in own.items()
+    }
+    assert "layer.weight_g" in old
+    network = Kept()
+    load_into(network, before(prefix, old), Path("x.pt"), Path("net.py"))
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, own[name] + 1)
+    with pytest.raises(SourceError, match=r"lacks 'layer\.bias'"):
+        load_into(Kept(), {n: t for n, t in old.items() if n != "layer.bias"}, Path("x.pt"), Path("net.py"))
+
+
 def test_the_usual_name_comes_before_others(script: Path) -> None:
     source = loaded(script, {"best": weights(2), "model": weights(1)})
     check(source, 1)

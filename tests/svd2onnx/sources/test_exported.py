@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,3 +152,18 @@ def test_names_of_outputs_are_kept(decomposed: bool, tmp_path: Path) -> None:
     network, x = Named().eval().requires_grad_(False), torch.randn(3, 8)
     model = assert_same(network, tmp_path / "n.pt2", [{"x": x}], decomposed)
     assert list(model(x)) == ["scores", "parts.0", "parts.2"]
+
+
+class Sized(nn.Linear):
+    """Its second output is a number."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"rows": x.shape[0], "logits": super().forward(x)}
+
+
+def test_numbers_among_the_outputs_are_left_out(tmp_path: Path) -> None:
+    path = export_program(Sized(64, 64), (torch.ones(4, 64),), tmp_path / "x.pt2", {"x": {0: "batch"}})
+    model = load_exported(path).model
+    for rows in (2, 5):
+        given = model(x=torch.ones(rows, 64))
+        assert {name: tuple(tensor.shape) for name, tensor in given.items()} == {"logits": (rows, 64)}

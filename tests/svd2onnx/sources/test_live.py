@@ -1,5 +1,8 @@
 """Networks in memory and their batches, before anything is compressed."""
 
+import copy
+import functools
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 from svd2onnx.sources.live import NOT_HELD_OUT, live_source
@@ -75,6 +79,34 @@ def test_batches_of_parts_that_are_no_rows_stay_whole() -> None:
     (judged,) = source.inputs("evaluation")
     assert judged["ids"].tolist() == [4, 4, 4]
     assert [int(batch["ids"][0]) for batch in source.inputs("calibration")] == [0, 1, 2, 3, 5]
+
+
+class OfOneSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 64)
+
+
+def test_batches_stay_whole_where_forward_takes_no_other_size() -> None:
+    source = source_of(numbered(*[2] * 10), network=OfOneSize())
+    assert numbers(source, "evaluation") == [8, 9, 18, 19]
+    assert {len(batch["x"]) for batch in source.inputs("calibration")} == {2}
+    assert source.warnings == ()
+
+
+def test_samples_without_an_axis_of_batches_are_not_cut() -> None:
+    source = source_of([torch.full((64,), float(i)) for i in range(10)])
+    assert [tuple(batch["x"].shape) for batch in source.inputs("evaluation")] == [(64,)] * 2
+    assert [float(batch["x"][0]) for batch in source.inputs("evaluation")] == [4, 9]
+
+
+class Spread(nn.Module):
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        return tensors[0]
+
+
+def test_arguments_without_names_are_told() -> None:
+    with pytest.raises(SourceError, match=r"forward takes \*tensors.*, \*\*named.*, which names none"):
+        source_of([X], network=Spread())
 
 
 def test_an_endless_iterable_is_read_once_as_far_as_samples_are_asked_for() -> None:
@@ -203,6 +235,48 @@ def test_each_copy_is_new_and_the_network_stays_as_it_is() -> None:
     assert all(torch.equal(own, before[name]) for name, own in network.state_dict().items())
 
 
+class Guarded(nn.Module):
+    """x [batch, 64] -> same; it holds what ``copy.deepcopy`` refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(64, 64), nn.Embedding(4, 64, max_norm=0.1)
+        self.lock, self.tensors = threading.Lock(), {"scale": self.layer.weight.mean() + 1}
+        self.generators = [torch.Generator(), iter(())]
+        self.double = functools.partial(self.twice, offset=1.0)
+
+    def twice(self, x: Tensor, offset: float) -> Tensor:
+        return 2 * self.layer(x) + offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.double(x) * self.tensors["scale"] + self.table(torch.zeros_like(x[:, 0]).long())
+
+
+def test_a_network_with_what_cannot_be_copied() -> None:
+    network, x = Guarded(), torch.randn(3, 64)
+    with pytest.raises(TypeError, match="lock"):
+        copy.deepcopy(network)
+    made = source_of([x], network=network).build()
+    table = network.table.weight.detach().clone()
+    with torch.no_grad():
+        got = made(x)
+        assert torch.equal(network.table.weight, table), "the copy wrote into the network's weights"
+        torch.testing.assert_close(got, network(x))
+        network.layer.weight.zero_()
+        torch.testing.assert_close(made(x), got, msg="the copy calls a layer of the network")
+    assert network.training
+    assert network.tensors["scale"].requires_grad
+
+
+def test_layers_beside_what_cannot_be_copied_are_refused() -> None:
+    """Shared, they would be run in the mode that they are in."""
+    network = Mlp()
+    network.parts = {"lock": threading.Lock(), "norm": nn.BatchNorm1d(64)}
+    with pytest.raises(SourceError, match=r"cannot be copied .* hold no layers together with"):
+        source_of([X], network=network).build()
+
+
 def test_a_compiled_network_is_compressed_as_what_it_was_made_of() -> None:
     source = source_of([X], network=torch.compile(Mlp(), backend="eager"))
     assert type(source.build()) is Mlp
@@ -230,3 +304,30 @@ def test_a_forward_bound_to_the_network_goes_with_the_copy() -> None:
     first = copy.get_submodule("first")
     torch.testing.assert_close(copy(x), first(x) * 2)
     assert float(first(x).abs().max()) > 1
+
+
+class Kept(nn.Module):
+    """Its first layer is pruned and its second normalized; it keeps what it computed, to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pruned = prune.random_unstructured(nn.Linear(64, 64), "weight", 0.5)
+        with pytest.warns(FutureWarning):
+            self.normed = torch.nn.utils.weight_norm(nn.Linear(64, 64))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.normed(torch.relu(self.pruned(x)))
+        self.seen.append(y)
+        return y
+
+
+def test_tensors_computed_with_gradients_are_copied_too() -> None:
+    network, x = Kept(), torch.randn(2, 64)
+    expected = network(x)
+    copy = source_of([X], network=network).build()
+    torch.testing.assert_close(copy(x), expected)
+    with torch.no_grad():
+        copy.get_parameter("normed.weight_v").zero_()
+    assert network.seen[0].requires_grad
+    torch.testing.assert_close(network(x), expected)

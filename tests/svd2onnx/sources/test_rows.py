@@ -2,7 +2,7 @@
 
 import torch
 
-from svd2onnx.sources.rows import exact_rows, first_rows, row_axes, row_count, slices
+from svd2onnx.sources.rows import exact_rows, first_rows, row_axes, row_count, slices, small
 
 X = torch.arange(6).reshape(3, 2)
 STATE = torch.arange(12).reshape(2, 3, 2)
@@ -54,3 +54,13 @@ def test_what_has_no_samples_stays_whole() -> None:
     assert slices(BATCH, 1, axes) == [BATCH]
     assert row_count(BATCH, axes) == 3
     assert row_count(BATCH, {"scale": None}) == 1
+
+
+def test_small_parts_are_equal_and_none_has_a_single_sample() -> None:
+    batch = {"x": torch.arange(70).reshape(7, 10), "labels": torch.arange(7)}
+    parts = small(batch, 25, {"x": 0})
+    assert [part["labels"].tolist() for part in parts] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert torch.cat([part["x"] for part in parts]).equal(batch["x"])
+    assert [len(part["x"]) for part in small(batch, 1, {"x": 0})] == [3, 2, 2]
+    assert small(batch, 70, {"x": 0}) == [batch]
+    assert small(batch, 1, {"x": None}) == [batch]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +44,22 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def scaled(model: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    norm = model.norm
+    return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, weight, bias)
+
+
 IMAGES = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 FOLDED: dict[str, tuple[Forward, int]] = {
     "after it": (lambda m, x: m.norm(m.a(x)), 1),
     "both": (lambda m, x: m.other(m.b(torch.relu_(m.norm(m.a(x))))), 2),
     "beside a shortcut": (lambda m, x: x + m.norm(m.a(x)), 1),
+    "it scales alone": (lambda m, x: scaled(m, m.a(x), m.norm.weight, None), 1),
+    "it shifts alone": (lambda m, x: scaled(m, m.a(x), None, m.norm.bias), 1),
+    "one tensor scales and shifts": (
+        lambda m, x: scaled(m, m.a(x), m.norm.weight, None) + scaled(m, m.b(x), None, m.norm.weight),
+        2,
+    ),
     "the weight is computed": (lambda m, x: m.norm(nn.functional.conv2d(x, 2 * m.a.weight)), 1),
 }
 KEPT: dict[str, Forward] = {
@@ -91,9 +103,11 @@ def test_where_it_cannot_be_folded_it_stays(forward: Forward) -> None:
     torch.testing.assert_close(graph(IMAGES), model(IMAGES))
 
 
-def test_linear_layers_take_it_in_too() -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_linear_layers_take_it_in_too(affine: bool) -> None:
     torch.manual_seed(0)
-    model = with_statistics(nn.Sequential(nn.Linear(8, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU()))
+    norm = nn.BatchNorm1d(6, affine=affine)
+    model = with_statistics(nn.Sequential(nn.Linear(8, 6, bias=False), norm, nn.ReLU()))
     x = torch.randn(5, 8)
     graph, count = folded(model, x)
     assert count == 1

@@ -1,15 +1,19 @@
 """The graph computes what the network does, and its layers are found by what computes with their weights."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
+from svd2onnx.graph.export import export_float
 from svd2onnx.network.layers import discover, weight_of
 from svd2onnx.network.outputs import tensors_of
 from svd2onnx.tracing.trace import fixed_axes, trace
@@ -161,6 +165,11 @@ STORED: dict[str, tuple[dict[str, Callable[[], Any]], Forward, dict[str, tuple[i
         lambda m, x: m.w(x)[1],
         {"w.weight_ih_l0": (64, 64), "w.weight_hh_l0": (64, 64)},
     ),
+    "one step of an lstm": (
+        {"w": lambda: nn.LSTMCell(64, 32)},
+        lambda m, x: m.w(x[:, 0])[0],
+        {"w.weight_ih": (128, 64), "w.weight_hh": (128, 32)},
+    ),
     "experts": (
         {"w": parameter(4, 64, 32)},
         lambda m, x: x.unsqueeze(1) @ m.w,
@@ -175,6 +184,47 @@ def test_weights_of_other_operators_are_stored(
 ) -> None:
     graph = traced(Network(make, forward))
     assert {site.name: site.shape for site in discover(graph, X) if site.kind == "stored"} == shapes
+
+
+def test_what_vmap_goes_over_is_one_batch() -> None:
+    """A network over the samples, and the members of an ensemble."""
+    network = Network(
+        {"w": lambda: nn.Linear(64, 64), "members": parameter(3, 64, 64)},
+        lambda m, x: torch.func.vmap(lambda own: torch.func.vmap(m.w)(x) @ own)(m.members).mean(0),
+    )
+    kinds = {site.name: site.kind for site in discover(traced(network), X)}
+    assert kinds == {"w": "linear", "members": "stored"}
+
+
+def test_rows_of_a_largest_norm_are_scaled_at_once() -> None:
+    """PyTorch writes them back into its table, which the graph does not."""
+    torch.manual_seed(0)
+    network = nn.Embedding(10, 64, max_norm=2.0).eval().requires_grad_(False)
+    table = network.weight.clone()
+    graph = trace(network, {"input": torch.arange(4)}, {"input": {0: "batch"}})
+    assert torch.equal(network.weight, table)
+    assert not any("renorm_" in str(node.target) for node in graph.graph.nodes)  # ONNX has none
+    ids = torch.arange(10)
+    found = graph(ids)
+    torch.testing.assert_close(found, network(ids))
+    assert float(found.norm(dim=-1).max()) == pytest.approx(2, abs=1e-4)
+
+
+def writes(m: Any, x: Tensor) -> Tensor:
+    m.table[1:3].zero_()
+    m.table.t()[0].copy_(x.mean((0, 1)))
+    return m.w(x) + torch.nn.functional.linear(x, m.table)
+
+
+def test_what_is_written_through_a_view_is_no_weight_and_no_state() -> None:
+    network = Network(
+        {"w": lambda: nn.Linear(64, 64), "table": lambda: nn.Buffer(torch.ones(64, 64))}, writes
+    )
+    graph = trace(network.eval(), X, AXES)
+    for x in (X["x"], torch.randn(2, 7, 64)):
+        found = graph(x)
+        assert torch.equal(network.get_buffer("table")[0, :1], torch.ones(1))
+        torch.testing.assert_close(found, copy.deepcopy(network)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_packed_attention_is_two_linear_layers() -> None:
@@ -297,6 +347,10 @@ REFUSED: dict[str, tuple[Forward, str]] = {
         lambda m, x: torch.autocast("cpu", torch.bfloat16)(m.w)(x),
         "forward computes in bfloat16 under torch.autocast",
     ),
+    "generator": (
+        lambda m, x: m.w(x) + torch.rand(64, generator=torch.Generator().manual_seed(1)),
+        "draws random numbers from a torch.Generator",
+    ),
     "no tensor": (lambda m, x: None, "expected tensors from the network's forward"),
 }
 
@@ -306,6 +360,22 @@ def test_what_cannot_be_traced_is_told_in_one_line(forward: Forward, told: str) 
     with pytest.raises(ExportError, match=told) as caught:
         trace(Network({"w": lambda: nn.Linear(64, 64)}, forward).eval(), X, AXES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_less_a_tensor_of_integers_is_exported(tmp_path: Path) -> None:
+    """As masks are made: 1.0 - mask. torch.onnx fails at converting it."""
+    graph = traced(Network({"w": lambda: nn.Linear(64, 64)}, lambda m, x: m.w(x) + (1.5 - (x > 0).int())))
+    export_float(graph, X, {}, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in X.items()})
+    torch.testing.assert_close(torch.from_numpy(found), graph(**X), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_but_that_line_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the graph as far as it came."""
+    with pytest.raises(ExportError, match="decides by the values"):
+        trace(Network({"w": lambda: nn.Linear(64, 64)}, REFUSED["decides by values"][0]).eval(), X, AXES)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_part_in_torchscript_is_told() -> None:
