@@ -130,24 +130,6 @@ def opset_for(layers: Mapping[str, CompressedLayer]) -> int:
     return OPSET_INT2 if 2 in bits else OPSET
 
 
-def infer_dynamic_shapes(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, dict[int, str]]:
-    """Dimensions that differ between ``batches``, and every first one, by argument.
-
-    Dimensions whose sizes agree in all batches share a name: "batch" for the first, then "dim_1", ...
-    """
-    names: dict[tuple[int, ...], str] = {}
-    shapes: dict[str, dict[int, str]] = {}
-    for argument, first in batches[0].items():
-        shapes[argument] = {}
-        for dimension in range(first.ndim):
-            sizes = tuple(batch[argument].shape[dimension] for batch in batches)
-            if dimension == 0:
-                shapes[argument][0] = names.setdefault(sizes, "batch" if not names else f"dim_{len(names)}")
-            elif len(set(sizes)) > 1:
-                shapes[argument][dimension] = names.setdefault(sizes, f"dim_{max(1, len(names))}")
-    return shapes
-
-
 def _to_onnx(traced: Traced, opset: int) -> ir.Model:
     with (
         quiet(_LOGGERS, logging.ERROR),

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from svd2onnx.graph.export import infer_dynamic_shapes
 from svd2onnx.network.decoder import Traced, traced_with_past
 from svd2onnx.network.rewrite import with_parts_of
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
-from svd2onnx.sources.rows import named_axes
+from svd2onnx.sources.rows import infer_dynamic_shapes, named_axes
 from svd2onnx.sources.source import Source
 from svd2onnx.tracing.batchnorm import fold_batchnorm
 from svd2onnx.tracing.names import Names

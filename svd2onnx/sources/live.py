@@ -7,7 +7,7 @@ are copied too, because a forward may write into its inputs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,22 @@ from torch.utils.data import Dataset, IterableDataset
 
 from svd2onnx.compute.device import CPU
 from svd2onnx.sources.calibration import held_out, limited
+from svd2onnx.sources.first_axis import MIXED, SAMPLES, first_axis
 from svd2onnx.sources.inputs import required_arguments
 from svd2onnx.sources.live_copy import live_copy
 from svd2onnx.sources.model_file import Batch
+from svd2onnx.sources.rows import infer_dynamic_shapes
 from svd2onnx.sources.source import Source
 from svd2onnx.sources.source_options import check_live_options
 from svd2onnx.sources.wrappings import unwrapped
 from svd2onnx.values.errors import SourceError
 from svd2onnx.values.settings import Settings
 
+_ROWS = "dim_0"
+_MIXES_ROWS = (
+    "the first axis of the batches holds no samples, for forward mixes its rows: the file calls it "
+    f"{_ROWS}, and other axes take any size only where batches differ"
+)
 LiveBatch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 _FORMS = (
     "expected a tensor, a tuple or list of tensors in forward's order, or a dict of them by argument name"
@@ -43,7 +50,7 @@ def live_source(
     """``network`` with its data, of which ``calibration`` is read now as far as ``settings`` ask for samples.
 
     Without ``evaluation``, a fifth of what was read is held out for it, as of samples in files. Batches are
-    taken apart by rows for that, unless their tensors differ in the number of rows: then whole ones are.
+    taken apart by rows for that where these are samples, see ``first_axis``; else whole ones are held out.
 
     Raises:
         SourceError: the network cannot be copied, a batch does not fit its forward, there is none, or
@@ -52,16 +59,19 @@ def live_source(
     check_live_options(settings)
     network = _checked(network)
     fit = list(limited(_batches(network, calibration, "calibration"), settings.calibration_samples))
+    kind = first_axis(live_copy(network), fit)
     if evaluation is None:
-        fit, judged = _split(fit, lambda batch: _is_taken(network, batch))
+        fit, judged = _parted(fit, by_rows=kind == SAMPLES)
     else:
         judged = list(_batches(network, evaluation, "evaluation"))
-    warnings = () if judged else (NOT_HELD_OUT,)
+    shapes = infer_dynamic_shapes([*fit, *judged], first=_ROWS) if kind == MIXED else None
+    warnings = (*(() if judged else (NOT_HELD_OUT,)), *((_MIXES_ROWS,) if kind == MIXED else ()))
     judged = judged or fit
     return Source(
         lambda: live_copy(network),
         lambda split: iter(judged if split == "evaluation" else fit),
         settings.objective or "mse",
+        dynamic_shapes=shapes,
         warnings=warnings,
         name=type(network).__name__,
     )
@@ -160,30 +170,6 @@ def _tensors(named: Mapping[str, object], where: str) -> Batch:
             "one at least"
         )
     return tensors
-
-
-def _is_taken(network: nn.Module, batch: Batch) -> bool:
-    """Whether forward takes ``batch``."""
-    try:
-        with torch.no_grad():
-            live_copy(network)(**{name: tensor.clone() for name, tensor in batch.items()})
-    except Exception:
-        return False
-    return True
-
-
-def _split(batches: Sequence[Batch], is_taken: Callable[[Batch], bool]) -> tuple[list[Batch], list[Batch]]:
-    """What to fit and what is held out, nothing of very few.
-
-    Batches stay whole where their tensors have no rows in common, and where forward takes no part of one.
-    """
-    by_rows = all(len({tensor.shape[:1] for tensor in batch.values()}) == 1 for batch in batches)
-    if by_rows:
-        fit, judged = _parted(batches, by_rows=True)
-        cut = next((own for own in (*judged, *fit) if not any(own is batch for batch in batches)), None)
-        if cut is None or is_taken(cut) or not is_taken(batches[0]):
-            return fit, judged
-    return _parted(batches, by_rows=False)
 
 
 def _parted(batches: Sequence[Batch], *, by_rows: bool) -> tuple[list[Batch], list[Batch]]:

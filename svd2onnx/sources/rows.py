@@ -7,7 +7,7 @@ first axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,3 +84,23 @@ def _taken(batch: Batch, samples: Tensor, axes: RowAxes) -> Batch:
         return tensor if axis is None else tensor.index_select(axis, samples.to(tensor.device))
 
     return {name: of(name, tensor) for name, tensor in batch.items()}
+
+
+def infer_dynamic_shapes(
+    batches: Sequence[Mapping[str, Tensor]], *, first: str = BATCH
+) -> dict[str, dict[int, str]]:
+    """Dimensions that differ between ``batches``, and every first one, by argument.
+
+    Dimensions whose sizes agree in all batches share a name: ``first`` for the first, then "dim_1", ...
+    """
+    names: dict[tuple[int, ...], str] = {}
+    shapes: dict[str, dict[int, str]] = {}
+    for argument, tensor in batches[0].items():
+        shapes[argument] = {}
+        for dimension in range(tensor.ndim):
+            sizes = tuple(batch[argument].shape[dimension] for batch in batches)
+            if dimension == 0:
+                shapes[argument][0] = names.setdefault(sizes, f"dim_{len(names)}" if names else first)
+            elif len(set(sizes)) > 1:
+                shapes[argument][dimension] = names.setdefault(sizes, f"dim_{max(1, len(names))}")
+    return shapes

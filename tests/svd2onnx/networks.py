@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from svd2onnx.calibration.calibrate import calibrate
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.compression.realize import realize
-from svd2onnx.graph.export import export, infer_dynamic_shapes
+from svd2onnx.graph.export import export
 from svd2onnx.graph.quantized_nodes import QuantizedNode
 from svd2onnx.network.layers import discover
 from svd2onnx.network.rewrite import rewrite
 from svd2onnx.planning.fixed_rules import uniform_plan
+from svd2onnx.sources.rows import infer_dynamic_shapes
 from svd2onnx.values.schema import CompressedLayer, LayerForm, LayerSite, QuantSpec
 
 Batch = dict[str, Tensor]

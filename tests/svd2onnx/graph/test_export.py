@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import onnxscript_apis
 
-from svd2onnx.graph.export import export_float, infer_dynamic_shapes, opset_for, weights_file
+from svd2onnx.graph.export import export_float, opset_for, weights_file
 from svd2onnx.graph.file_formats import to_format
 from svd2onnx.sources.model_file import as_arrays
+from svd2onnx.sources.rows import infer_dynamic_shapes
 from svd2onnx.tracing.trace import trace
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import QuantSpec

@@ -331,3 +331,23 @@ def test_tensors_computed_with_gradients_are_copied_too() -> None:
         copy.get_parameter("normed.weight_v").zero_()
     assert network.seen[0].requires_grad
     torch.testing.assert_close(network(x), expected)
+
+
+class Steps(nn.Module):
+    """x [time, batch, 64] -> [time, batch, 64]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(x)[0])
+
+
+def test_steps_in_time_are_not_cut_and_not_called_a_batch() -> None:
+    torch.manual_seed(0)
+    source = source_of([torch.randn(6, 4 + i % 2, 64) for i in range(10)], network=Steps().eval())
+    assert [len(batch["x"]) for batch in source.inputs("evaluation")] == [6, 6]
+    assert source.dynamic_shapes == {"x": {0: "dim_0", 1: "dim_1"}}
+    (warning,) = source.warnings
+    assert "holds no samples" in warning
