@@ -15,8 +15,8 @@ The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list
 "node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above, and
 "operator" is "folded" for the third, with "weight", what the names of the nodes begin with that make
 the weight. A convolution has "op": "Conv": onnxruntime renames it with what it is fused with, so only the
-making of its weight is looked for, and its kernel where "activations" is "int8". So it is for a weight that any
-other operator takes, with "op": "Stored".
+making of its weight is looked for, and its kernel where "activations" is "int8". So it is for a weight that
+any other operator takes, with "op": "Stored".
 Without a plan the executed nodes are merely counted. Where the nodes ran is judged in ``placement``.
 """
 

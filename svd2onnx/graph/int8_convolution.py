@@ -84,7 +84,7 @@ def _store(
     name_makers([*made, size, largest, share, scale, rounded, weight])
     for node in users:
         node.replace_input_with(0, weight)
-        node.replace_input_with(1, scale)
+        _replace_scale(graph, node, scale)
     for node in convolutions:
         _follow(graph, node, scale)
     (n, k), spec = tensor.codes.shape, tensor.spec
@@ -102,7 +102,16 @@ def _follow(graph: ir.Graph, convolution: ir.Node, scale: ir.Value) -> None:
     step = rounded.inputs[1]
     assert step is not None
     own = nodes.insert(graph, next(iter(graph)), "Mul", [scale, step], f"{convolution.name}.bias/scale")
-    dequantize.replace_input_with(1, own)
+    _replace_scale(graph, dequantize, own)
+
+
+def _replace_scale(graph: ir.Graph, dequantize: ir.Node, scale: ir.Value) -> None:
+    """Let the node take ``scale``; the one that the exporter stored goes where no other node takes it."""
+    stored = dequantize.inputs[1]
+    assert stored is not None
+    dequantize.replace_input_with(1, scale)
+    if not stored.uses():
+        graph.initializers.pop(str(stored.name))
 
 
 def _numbers(graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor, nn
 
 from svd2onnx.graph.export import save
@@ -108,10 +109,9 @@ def showing_codes(path: Path) -> tuple[Path, list[str]]:
     names = codes_of(model)
     if not names:
         return path, []
+    ShapeInferencePass()(model)  # outputs need shapes
     values = {value.name: value for node in model.graph for value in node.outputs}
-    for name in names:
-        values[name].type = ir.TensorType(ir.DataType.UINT8)
-        model.graph.outputs.append(values[name])
+    model.graph.outputs.extend(values[name] for name in names)
     shown = path.with_name("codes.onnx")
     save(model, shown)
     return shown, names

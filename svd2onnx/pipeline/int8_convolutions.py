@@ -33,6 +33,8 @@ class Int8Convolutions:
     def rounding(self) -> dict[str, float]:
         """The predicted error of rounding what a layer takes and gives, by site name."""
         errors: dict[str, float] = {}
+        if not self.judged:
+            return errors
         for place in self._places(_names(self.prepared.sites)):
             if place.range_of == place.node:
                 for name in place.layers:
