@@ -72,7 +72,8 @@ def judged_ranges(
     """
     seen = _seen(model, nodes, fit, torch.Generator().manual_seed(seed))
     tried = {name: own.candidates() for name, own in seen.items()}
-    errors = _errors(model, tried, judging, objective, place, draws, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    errors = _errors(model, tried, judging, objective, generator, place=place, draws=draws)
     return {
         name: min((JudgedRange(*pair) for pair in zip(own, errors[name], strict=True)), key=lambda r: r.error)
         for name, own in tried.items()
@@ -185,9 +186,10 @@ def _errors(
     tried: Mapping[str, list[ActivationRange]],
     batches: Iterable[Batch],
     objective: str,
+    generator: torch.Generator,
+    *,
     place: int | None,
     draws: int,
-    generator: torch.Generator,
 ) -> dict[str, list[float]]:
     totals = {name: [0.0] * len(own) for name, own in tried.items()}
     counted = 0
@@ -198,7 +200,8 @@ def _errors(
 
         def arrived(gradient: Tensor) -> None:
             for i, candidate in enumerate(tried[name]):
-                costs = (gradient * (rounded(x.detach(), candidate) - x.detach())).flatten(1).sum(1)
+                change = rounded(x.detach(), candidate) - x.detach()
+                costs = (gradient * change).reshape(len(x), -1).sum(1)
                 totals[name][i] += float(costs.double().square().sum())
 
         own.register_hook(arrived)  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from svd2onnx.graph import nodes
 from svd2onnx.graph.constant_folding import name_makers, weight_nodes
-from svd2onnx.graph.quantized_nodes import Int8Convolution
+from svd2onnx.graph.quantized_nodes import FoldedInt8Weight
 from svd2onnx.network.int8 import LARGEST, TINY, int8_codes
 from svd2onnx.values.errors import ExportError
 from svd2onnx.values.schema import CompressedLayer, QuantizedTensor
@@ -29,7 +29,7 @@ ROUNDED = "rounded."
 _Planned = tuple[str, str, QuantizedTensor]
 
 
-def store_codes(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[Int8Convolution]:
+def store_codes(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[FoldedInt8Weight]:
     """Put the codes of ``layers``, by site name, in the place of the int8 weights that were made of them.
 
     Raises:
@@ -43,7 +43,7 @@ def store_codes(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[
                 key = _digest(int8_codes(tensor.dequantize())[0].numpy())
                 wanted.setdefault(key, []).append((name, factor, tensor))
     missing = {name for planned in wanted.values() for name, _, _ in planned}
-    made: list[Int8Convolution] = []
+    made: list[FoldedInt8Weight] = []
     for initializer in list(graph.initializers.values()):
         planned = wanted.get(_digest_of(initializer))
         if planned is None:
@@ -63,7 +63,7 @@ def store_codes(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[
 
 def _store(
     graph: ir.Graph, initializer: ir.Value, layer: str, factor: str, tensor: QuantizedTensor
-) -> list[Int8Convolution]:
+) -> list[FoldedInt8Weight]:
     users = [node for node, _ in initializer.uses()]
     convolutions = [user for node in users for user, _ in node.outputs[0].uses()]
     first, name = next(iter(graph)), f"{convolutions[0].name}.weight"
@@ -88,7 +88,7 @@ def _store(
     for node in convolutions:
         _follow(graph, node, scale)
     (n, k), spec = tensor.codes.shape, tensor.spec
-    stored = Int8Convolution("", layer, factor, spec.bits, spec.block_size, k, n, name)
+    stored = FoldedInt8Weight("", layer, factor, spec.bits, spec.block_size, k, n, name)
     return [replace(stored, node=str(node.name)) for node in convolutions]
 
 

@@ -41,7 +41,7 @@ class FoldedWeight(QuantizedNode):
 
 
 @dataclass(frozen=True)
-class Int8Convolution(FoldedWeight):
+class FoldedInt8Weight(FoldedWeight):
     """The same for a convolution on rounded inputs, which onnxruntime is expected to run as a QLinearConv."""
 
     activations: str = "int8"

@@ -11,6 +11,7 @@ from svd2onnx.calibration.network_error import drop_errors, error_count
 from svd2onnx.compression.lowrank import Decompose
 from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.latency.latency_model import LatencyModel
+from svd2onnx.pipeline.int8_convolutions import Int8Convolutions
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.planning.candidates import BLOCKS, Candidate, candidates, least_bytes
@@ -70,11 +71,11 @@ def choose_goal(
     statistics: Mapping[str, LayerStatistics],
     workspace: Workspace,
     latency_model: LatencyModel | None,
-    rounding: Mapping[str, float] | None = None,
+    convolutions: Int8Convolutions,
 ) -> GoalWithin:
     """What the settings ask for, as a goal within a limit of time; ``latency_model`` where they have one.
 
-    ``rounding`` is what convolutions in int8 cost besides, see ``candidates``.
+    ``convolutions`` tell what those in int8 cost besides.
 
     Raises:
         PlanError: the goal or the plan cannot be.
@@ -90,6 +91,7 @@ def choose_goal(
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
     memo, only_promising = workspace.memo, latency_model is None
+    rounding = convolutions.rounding if "int8" in activations else None
     menu = priced_menu(
         prepared, statistics, activations, memo, rounding=rounding, only_promising=only_promising
     )

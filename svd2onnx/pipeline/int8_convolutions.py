@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx, nn
 
 from svd2onnx.calibration.activation_ranges import JudgedRange, inner_ranges, judged_ranges
 from svd2onnx.calibration.calibrate import probe_draws
 from svd2onnx.calibration.passes import in_passes
-from svd2onnx.compute.memoize import Memoize
+from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.network.rewrite import rewrite
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.tracing.int8_network import input_ranges, with_rounding
@@ -24,21 +25,21 @@ _FEW_BATCHES = 4
 
 @dataclass(frozen=True)
 class Int8Convolutions:
-    """Knows a range for each value that may be rounded, by the name of its node in the traced network."""
+    """Knows a range for each value that may be rounded, calibrated when a plan first asks for one."""
 
     prepared: Prepared
-    judged: Mapping[str, JudgedRange] = field(default_factory=dict)
+    memoize: Memoize = no_memo
 
     @property
     def rounding(self) -> dict[str, float]:
         """The predicted error of rounding what a layer takes and gives, by site name."""
         errors: dict[str, float] = {}
-        if not self.judged:
+        if not self._judged:
             return errors
         for place in self._places(_names(self.prepared.sites)):
             if place.range_of == place.node:
                 for name in place.layers:
-                    errors[name] = errors.get(name, 0.0) + self.judged[place.node].error / len(place.layers)
+                    errors[name] = errors.get(name, 0.0) + self._judged[place.node].error / len(place.layers)
         return {
             site.name: sum(errors.get(name, 0.0) for name in site.names)
             for site in self.prepared.sites
@@ -53,15 +54,15 @@ class Int8Convolutions:
         integer = integer_convolutions(sites, plan)
         if not integer:
             return rewrite(model, sites, layers, store)
-        if not self.judged:
+        if not self._judged:
             raise PlanError(
                 "convolutions compute in int8 with ranges that were calibrated: use --calibration-samples, "
                 "or --activations float"
             )
         names = _names(site for site in sites if site.name in integer)
         places = self._places(names)
-        ranges = {place.range_of: self.judged[place.range_of].range for place in places}
-        taken = input_ranges(self._graph, places, ranges)
+        ranges = {place.range_of: self._judged[place.range_of].range for place in places}
+        taken = input_ranges(self._model.graph, places, ranges)
         pairs = [n for site in sites if site.name in integer and layers[site.name].left for n in site.names]
         inner: Mapping[str, ActivationRange] = {}
         if pairs:
@@ -72,43 +73,42 @@ class Int8Convolutions:
         assert isinstance(network, fx.GraphModule)
         return with_rounding(network, places, ranges)
 
+    @cached_property
+    def _judged(self) -> Mapping[str, JudgedRange]:
+        """By the name of a node in the traced network; none without data, or without such a convolution."""
+        prepared, model = self.prepared, self._model
+        names = _names(prepared.sites)
+        if not names or not prepared.calibrates:
+            return {}
+        nodes = [place.node for place in self._places(names)]
+        modules = {model.get_submodule(name) for name in names}
+
+        def gathered() -> dict[str, JudgedRange]:
+            fit, judging = (
+                in_passes(model, modules, own, prepared.row_axes) for own in (prepared.fit, prepared.judging)
+            )
+            return judged_ranges(
+                model,
+                nodes,
+                prepared.track(fit, "Looking at activations", len(fit)),
+                prepared.track(judging, "Choosing ranges", len(judging)),
+                prepared.objective,
+                place=prepared.judged,
+                draws=probe_draws(judging),
+                seed=prepared.settings.seed,
+            )
+
+        known: Mapping[str, JudgedRange] = self.memoize("ranges", (), gathered)
+        return known
+
     @property
-    def _graph(self) -> fx.Graph:
+    def _model(self) -> fx.GraphModule:
         model = self.prepared.model
         assert isinstance(model, fx.GraphModule)
-        return model.graph
+        return model
 
     def _places(self, names: Collection[str]) -> list[Place]:
-        return int8_places(self._graph, names)
-
-
-def gather_ranges(prepared: Prepared, memoize: Memoize) -> Int8Convolutions:
-    """The ranges that the plans of this run may ask for; none where no convolution may compute in int8."""
-    model = prepared.model
-    names = _names(prepared.sites)
-    asked = "int8" in prepared.settings.choice_of_activations(prepared.provider) or prepared.settings.plan
-    if not names or not asked or not prepared.calibrates:
-        return Int8Convolutions(prepared)
-    assert isinstance(model, fx.GraphModule)
-    nodes = [place.node for place in int8_places(model.graph, names)]
-    modules = {model.get_submodule(name) for name in names}
-
-    def gathered() -> dict[str, JudgedRange]:
-        fit, judging = (
-            in_passes(model, modules, own, prepared.row_axes) for own in (prepared.fit, prepared.judging)
-        )
-        return judged_ranges(
-            model,
-            nodes,
-            prepared.track(fit, "Looking at activations", len(fit)),
-            prepared.track(judging, "Choosing ranges", len(judging)),
-            prepared.objective,
-            place=prepared.judged,
-            draws=probe_draws(judging),
-            seed=prepared.settings.seed,
-        )
-
-    return Int8Convolutions(prepared, memoize("ranges", (), gathered))
+        return int8_places(self._model.graph, names)
 
 
 def integer_convolutions(sites: Sequence[LayerSite], plan: CompressionPlan) -> set[str]:

@@ -10,7 +10,7 @@ activation function that cuts off is part of what it follows: onnxruntime drops 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -138,11 +138,3 @@ class _Places:
         while operator_of(node) in _SELECTING | _ARRANGING and node.all_input_nodes[0] in self._layers:
             node = node.all_input_nodes[0]
         return node
-
-
-def ranges_of(places: Collection[Place]) -> Mapping[str, list[str]]:
-    """The convolutions that need each range, by the node that has it."""
-    owners: dict[str, set[str]] = {}
-    for place in places:
-        owners.setdefault(place.range_of, set()).update(place.layers)
-    return {name: sorted(own) for name, own in owners.items()}
