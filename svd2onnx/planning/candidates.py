@@ -112,10 +112,7 @@ def candidates(
             weight_of(model, site),
             site,
             statistics.get(site.name),
-            least(site),
-            kinds,
-            only_promising,
-            (rounding or {}).get(site.name),
+            _Asked(least(site), (rounding or {}).get(site.name, 0.0), kinds, only_promising),
         ),
         device=device,
         weights=lambda site: site.weights,
@@ -166,6 +163,16 @@ def priced(
     return [Candidate(*one) for one in zip(forms, sizes, errors, strict=True)], layers
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is known of a site besides its statistics, and which of its forms are wanted; see ``candidates``."""
+
+    dropped: float
+    rounding: float
+    activations: Sequence[str]
+    only_promising: bool
+
+
 def _predictor(weight: Tensor, statistics: LayerStatistics | None) -> Predictor:
     if statistics is None:
         return RelativeChange(weight)
@@ -176,24 +183,19 @@ def _priced(
     weight: Tensor,
     site: LayerSite,
     statistics: LayerStatistics | None,
-    dropped: float,
-    activations: Sequence[str],
-    only_promising: bool,
-    rounding: float | None,
+    asked: _Asked,
 ) -> list[Candidate]:
-    found, layers = priced(weight, site, statistics, forms_of(site), only_promising)
+    found, layers = priced(weight, site, statistics, forms_of(site), asked.only_promising)
     if found and found[-1].form == LayerForm():
-        found[-1] = replace(found[-1], error=max(found[-1].error, dropped))
+        found[-1] = replace(found[-1], error=max(found[-1].error, asked.dropped))
     whole = Candidate(None, site.float_bytes, 0.0)
-    if not site.computes_in_int8 or "int8" not in activations:
+    if not site.computes_in_int8 or "int8" not in asked.activations:
         return [whole, *found]
     if site.kind == "linear":
         integer = _in_int8(found, rounding_errors(weight, layers, statistics))
     else:
-        integer = _convolutions_in_int8(
-            found, layers, _predictor(weight, statistics), weight, rounding or 0.0
-        )
-    if "float" not in activations:
+        integer = _convolutions_in_int8(found, layers, _predictor(weight, statistics), weight, asked.rounding)
+    if "float" not in asked.activations:
         found = [c for c in found if c.form == LayerForm()]
     return [whole, *found, *integer]
 
