@@ -165,7 +165,7 @@ def priced(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is known of a site besides its statistics, and which of its forms are wanted; see ``candidates``."""
+    """What is known of a site besides its statistics, and which forms are wanted; see ``candidates``."""
 
     dropped: float
     rounding: float
