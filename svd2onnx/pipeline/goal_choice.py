@@ -33,7 +33,8 @@ from svd2onnx_runtime.session import resolve_provider
 
 _DROP_ERRORS = 8
 INT8_ON_CPU = (
-    "int8 activations are for the CPU: {} has no kernel for MatMulInteger and would run it there; "
+    "int8 activations are for the CPU: {} lacks kernels for MatMulInteger and QLinearConv, and would run "
+    "them there; "
     "use --provider cpu or --activations float"
 )
 GoalWithin = Callable[[float], Goal]

@@ -25,7 +25,7 @@ from svd2onnx.values.errors import PlanError
 from svd2onnx.values.scales import widen
 
 ACTIVATIONS = ("float", "int8")
-"""What a layer's MatMuls compute with, see ``graph.int8_matmul``."""
+"""What a layer computes with, see ``graph.int8_matmul`` and ``graph.int8_convolution``."""
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 
