@@ -4,6 +4,7 @@
     MatMulInteger(codes of x, W), Cast and Mul by scales   becomes   com.microsoft.MatMulIntegerToFloat
     Mul(Cast(codes), Gather(scale)) -> MatMul or Conv      becomes   the same, on a weight made at load
     Mul(Cast(codes), Gather(scale)) -> any operator        becomes   the same, on a weight made at load
+    DequantizeLinear -> Conv -> QuantizeLinear             becomes   QLinearConv, on a weight made at load
 
 A pair that does not fuse dequantizes its weight on every call and is many times slower, and
 onnxruntime says nothing about it. So the graph is run once under onnxruntime's profiler (``profile``).
@@ -14,7 +15,8 @@ The plan is the file's own: the metadata entry ``svd2onnx.matmuls``, a JSON list
 "node", "bits", "block_size", "k", "n" and more; "activations" is "int8" for the second line above, and
 "operator" is "folded" for the third, with "weight", what the names of the nodes begin with that make
 the weight. A convolution has "op": "Conv": onnxruntime renames it with what it is fused with, so only the
-making of its weight is looked for. So it is for a weight that any other operator takes, with "op": "Stored".
+making of its weight is looked for, and its kernel where "activations" is "int8". So it is for a weight that
+any other operator takes, with "op": "Stored".
 Without a plan the executed nodes are merely counted. Where the nodes ran is judged in ``placement``.
 """
 
@@ -40,6 +42,7 @@ _FUSED_OPS = {
 """By what the MatMul computes with; the second of int8 rounds its input too, where no other reads it."""
 _WEIGHT_ALONE = ("Conv", "Stored")
 """Of these only the making of the weight is looked for."""
+_INT8_CONVOLUTION, _MOVED = "QLinearConv", "_token_"
 _BIAS_SUFFIX = "/MatMulAddFusion"
 _BLOCKS = (16, 32, 64, 128, 256)
 
@@ -157,7 +160,8 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
 def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provider: str) -> str | None:
     """Why this planned MatMul is not one correct fused kernel on ``provider``; None if it is."""
     if entry.get("op") in _WEIGHT_ALONE:
-        return _made_on_call(entry, executed)
+        made = _made_on_call(entry, executed)
+        return made or (_not_in_int8(entry, executed) if entry.get("activations") == "int8" else None)
     nodes = [node for node in executed if _original_name(node) == entry["node"]]
     if not nodes:
         return "no executed node carries its name: onnxruntime removed, merged or never reached it"
@@ -187,6 +191,19 @@ def _refusal(entry: Mapping[str, Any], executed: Sequence[ExecutedNode], provide
 def _made_on_call(entry: Mapping[str, Any], executed: Sequence[ExecutedNode]) -> str | None:
     makers = [node for node in executed if node.name.startswith(f"{entry['weight']}/")]
     return f"its weight is made on every call, by {makers[0].op} {makers[0].name}" if makers else None
+
+
+def _not_in_int8(entry: Mapping[str, Any], executed: Sequence[ExecutedNode]) -> str | None:
+    """Why the convolution of ``entry`` is no int8 kernel; onnxruntime keeps its name, and may add to it."""
+    nodes = [node for node in executed if node.name.partition(_MOVED)[0] == entry["node"]]
+    if not nodes:
+        return "no executed node carries its name: onnxruntime removed it, or merged it with what follows"
+    others = sorted({node.op for node in nodes} - {_INT8_CONVOLUTION})
+    return (
+        f"ran as {', '.join(others)}, not as {_INT8_CONVOLUTION}: its values went back to float"
+        if others
+        else None
+    )
 
 
 def _original_name(node: ExecutedNode) -> str:

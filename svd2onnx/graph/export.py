@@ -7,7 +7,7 @@ dimensions named as in ``dynamic_shapes``, or found by comparing the calibration
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from svd2onnx.compute.quiet import quiet
 from svd2onnx.graph.exporter_operators import operators_read_once
+from svd2onnx.graph.int8_convolution import name_rounded, store_codes
 from svd2onnx.graph.liveness import dead_layers
 from svd2onnx.graph.output_names import name_outputs, plain_outputs
 from svd2onnx.graph.qdq import insert_dequantize
@@ -80,6 +81,7 @@ def export(
     *,
     metadata: Mapping[str, str] | None = None,
     traced: Traced | None = None,
+    integer: Collection[str] = (),
 ) -> list[QuantizedNode]:
     """Write a rewritten network with its codes as integers.
 
@@ -91,6 +93,7 @@ def export(
         path: the file to write; more than 2 GiB of weights go to ``weights_file``.
         metadata: further entries of the file's metadata.
         traced: what is exported in the network's place, of the same weights.
+        integer: the convolutions among ``layers`` that compute in int8.
 
     Returns:
         The MatMul nodes that onnxruntime is expected to fuse with their DequantizeLinear.
@@ -102,7 +105,10 @@ def export(
     onnx_model = _to_onnx(traced or Traced(model, example, dynamic_shapes), opset)
     cut = any(not layer.form.specs for layer in layers.values())
     dead = dead_layers(model, layers, example) if cut else set()
-    planned = insert_dequantize(onnx_model.graph, layers, dead)
+    floats = {name: layer for name, layer in layers.items() if name not in integer}
+    planned = insert_dequantize(onnx_model.graph, floats, dead)
+    planned += store_codes(onnx_model.graph, {name: layers[name] for name in integer})
+    name_rounded(onnx_model.graph)
     onnx_model.producer_name = "svd2onnx"
     onnx_model.producer_version = version("svd2onnx")
     onnx_model.metadata_props.update(metadata or {})

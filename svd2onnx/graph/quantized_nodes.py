@@ -38,3 +38,10 @@ class FoldedWeight(QuantizedNode):
     weight: str
     operator: str = "folded"
     op: str = "Conv"
+
+
+@dataclass(frozen=True)
+class FoldedInt8Weight(FoldedWeight):
+    """The same for a convolution on rounded inputs, which onnxruntime is expected to run as a QLinearConv."""
+
+    activations: str = "int8"

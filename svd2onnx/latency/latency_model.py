@@ -153,5 +153,5 @@ def _variants(site: LayerSite, activations: Sequence[str]) -> list[LayerForm]:
     return [
         replace(form, activations=own)
         for form in forms_of(site)
-        for own in (activations if site.kind == "linear" and form.specs else ("float",))
+        for own in (activations if site.computes_in_int8 and form.specs else ("float",))
     ]

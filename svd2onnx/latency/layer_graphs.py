@@ -15,10 +15,10 @@ import torch
 
 from svd2onnx.calibration.layer_statistics import LayerStatistics
 from svd2onnx.graph import nodes
-from svd2onnx.graph.export import OPSET, OPSET_INT2, list_matmuls
+from svd2onnx.graph.export import OPSET_INT2, list_matmuls
 from svd2onnx.graph.int8_matmul import to_integer
 from svd2onnx.graph.qdq import insert_dequantize
-from svd2onnx.values.schema import CompressedLayer, Geometry, LayerForm, QuantizedTensor, QuantSpec
+from svd2onnx.values.schema import CompressedLayer, LayerForm, QuantizedTensor, QuantSpec
 
 _IR_VERSION = 13
 
@@ -59,49 +59,6 @@ def write_layer_graph(
     ir.save(model, path)
     if form is not None and form.activations == "int8":
         to_integer(path, path, layers, {name: _statistics(shape[1]) for name in layers})
-
-
-def write_convolution_graph(
-    path: Path, geometry: Geometry, shape: tuple[int, int], axes: Sequence[int], rank: int, copies: int
-) -> None:
-    """Write a graph of ``copies`` convolutions side by side, on floats, as all forms of one compute.
-
-    Args:
-        path: the file.
-        geometry: of the convolution.
-        shape: of its weight, [out, in / groups * kernel].
-        axes: of its input, [batch, in, *space].
-        rank: of a pair, or 0 for one convolution.
-        copies: as of ``write_layer_graph``.
-    """
-    rng = np.random.default_rng(0)
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="layer")
-    inner = (axes[1] // geometry.groups, *geometry.kernel)
-    ones = tuple(1 for _ in geometry.kernel)
-    attributes = {
-        "strides": geometry.stride,
-        "pads": geometry.padding,
-        "dilations": geometry.dilation,
-        "group": geometry.groups,
-    }
-    for i in range(copies):
-        name = f"layer{i}"
-        x = ir.Value(name=f"{name}.x", shape=ir.Shape(axes), type=ir.TensorType(ir.DataType.FLOAT))
-        graph.inputs.append(x)
-        weight = rng.standard_normal((rank or shape[0], *inner), dtype=np.float32)
-        y = _convolve(graph, f"{name}.first", x, weight, attributes)
-        if rank:
-            y = _convolve(graph, f"{name}.second", y, np.ones((shape[0], rank, *ones), np.float32), {})
-        y.shape = ir.Shape([None] * len(axes))  # inferred when it is loaded; ONNX asks for a rank
-        graph.outputs.append(y)
-    ir.save(ir.Model(graph, ir_version=_IR_VERSION), path)
-
-
-def _convolve(
-    graph: ir.Graph, name: str, x: ir.Value, weight: np.ndarray, attributes: Mapping[str, Any]
-) -> ir.Value:
-    stored = nodes.initializer(graph, f"{name}.weight", weight, ir.DataType.FLOAT)
-    return _node(graph, "Conv", [x, stored], f"{name}.y", attributes)
 
 
 def _add_layer(

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from svd2onnx.compute.progress import Track, silent
-from svd2onnx.latency.layer_graphs import write_convolution_graph, write_layer_graph
+from svd2onnx.latency.convolution_graphs import write_convolution_graph
+from svd2onnx.latency.layer_graphs import write_layer_graph
 from svd2onnx.values.schema import LayerForm, LayerSite, QuantSpec
 from svd2onnx_runtime.latency_table import LatencyTable, LayerKey, LayerLatency, time_layers
 
@@ -147,8 +148,8 @@ def _timed(
         paths = [Path(folder) / f"{i}.onnx" for i in range(len(forms))]
         for path, form in zip(paths, forms.values(), strict=True):
             if site.geometry is not None:
-                rank = form.rank if form else 0
-                write_convolution_graph(path, site.geometry, (rows, columns), axes, rank, copies)
+                rank, int8 = (form.rank, form.activations == "int8") if form else (0, False)
+                write_convolution_graph(path, site.geometry, (rows, columns), axes, rank, copies, int8=int8)
             else:
                 write_layer_graph(path, site.kind, (rows, columns), axes, form, copies)
         conditions = table.conditions
@@ -169,8 +170,10 @@ def _label(site: LayerSite, form: LayerForm | None) -> str:
     """What a form is called in the table: the same for forms that run alike."""
     if form is None:
         return FLOAT
-    if site.kind == "convolution":  # on floats, whatever is stored
-        return f"rank {form.rank}" if form.factors else FLOAT
+    if site.kind == "convolution":  # on floats or in int8, whatever is stored
+        pair = f"rank {form.rank}" if form.factors else ""
+        int8 = "int8" if form.activations == "int8" else ""
+        return " ".join(filter(None, [pair, int8])) or FLOAT
     if form.activations == "int8":
         form = replace(form, dense=form.dense and _INT8, factors=form.factors and _INT8)
     return str(form)

@@ -8,6 +8,7 @@ Convolutional Neural Networks for Document Processing" (2006), known as im2col.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,6 +42,13 @@ def geometry_of(module: Convolution) -> Geometry:
     before, behind = sides[-2::-2], sides[::-2]
     padding = (*before, *behind)
     return Geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+
+
+def without_weight(module: Convolution) -> Convolution:
+    """``module`` as what says how patches are taken: it keeps no weight."""
+    geometry = copy.copy(module)
+    geometry._parameters = {"weight": None, "bias": None}
+    return geometry
 
 
 def convolve(module: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

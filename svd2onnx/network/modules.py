@@ -9,7 +9,6 @@ A weight that some other operator takes comes from a module of its own, a ``Stor
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svd2onnx.network.convolution import Convolution, convolve, mix
+from svd2onnx.network.convolution import Convolution, convolve, mix, without_weight
 from svd2onnx.values.schema import CompressedLayer, QuantizedTensor
 
 
@@ -35,7 +34,7 @@ class CompressedLinear(nn.Module):
         self.register_buffer("dense", _transposed(layer.dense))
         self.register_buffer("right", _transposed(layer.right))
         self.register_buffer("left", _transposed(layer.left))
-        self.register_buffer("bias", _shifted(bias, layer))
+        self.register_buffer("bias", shifted_bias(bias, layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -63,15 +62,13 @@ class CompressedConvolution(nn.Module):
 
     def __init__(self, layer: CompressedLayer, original: Convolution) -> None:
         super().__init__()
-        # Says how patches are taken, and keeps no weight.
-        self.geometry = copy.copy(original)
-        self.geometry._parameters = {"weight": None, "bias": None}
+        self.geometry = without_weight(original)
         kernel = original.weight.shape[1:]
         self.register_buffer("dense", _shaped(layer.dense, kernel))
         self.register_buffer("right", _shaped(layer.right, kernel))
         self.register_buffer("left", _shaped(layer.left, (-1, *(1 for _ in original.kernel_size))))
         bias = None if original.bias is None else original.bias.detach()
-        self.register_buffer("bias", _shifted(bias, layer))
+        self.register_buffer("bias", shifted_bias(bias, layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, in, *space] -> [batch, out, *space]."""
@@ -158,7 +155,7 @@ class CompressedStored(nn.Module):
         return matrix.reshape(self.shape)
 
 
-def _shifted(bias: Tensor | None, layer: CompressedLayer) -> Tensor | None:
+def shifted_bias(bias: Tensor | None, layer: CompressedLayer) -> Tensor | None:
     """The bias with the layer's correction of it."""
     if layer.bias_shift is None:
         return bias

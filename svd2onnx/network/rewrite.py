@@ -10,6 +10,7 @@ from torch import fx, nn
 from svd2onnx.compute.tensor_store import TensorStore
 from svd2onnx.network.attributes import find, put
 from svd2onnx.network.convolution import convolution_at
+from svd2onnx.network.int8 import Int8Convolution
 from svd2onnx.network.layers import bias_of
 from svd2onnx.network.modules import (
     CompressedConvolution,
@@ -18,6 +19,7 @@ from svd2onnx.network.modules import (
     CompressedStored,
     stored_at,
 )
+from svd2onnx.values.activation_range import Int8Inputs
 from svd2onnx.values.schema import CompressedLayer, LayerSite
 
 
@@ -26,8 +28,11 @@ def rewrite(
     sites: Sequence[LayerSite],
     layers: Mapping[str, CompressedLayer],
     store: TensorStore | None = None,
+    integer: Mapping[str, Int8Inputs] | None = None,
 ) -> nn.Module:
     """A copy of ``model`` with each site in ``layers`` (by site name) compressed; ``model`` is kept.
+
+    Convolutions in ``integer``, by the name of their module, compute in int8; their inputs are to be rounded.
 
     Modules that share a weight share its compressed form; each keeps its own bias. All other
     tensors are those of ``model``. What is new lies on ``store``.
@@ -42,7 +47,12 @@ def rewrite(
             if site.kind == "embedding":
                 replacement = CompressedEmbedding(layer)
             elif site.kind == "convolution":
-                replacement = CompressedConvolution(layer, convolution_at(model, name))
+                original, inputs = convolution_at(model, name), (integer or {}).get(name)
+                replacement = (
+                    CompressedConvolution(layer, original)
+                    if inputs is None
+                    else Int8Convolution(layer, original, inputs)
+                )
             elif site.kind == "stored":
                 replacement = CompressedStored(layer, stored_at(model, name).weight.shape)
             else:

@@ -17,7 +17,7 @@ from svd2onnx.compute.memory import release_freed
 from svd2onnx.graph.export import export, weights_file
 from svd2onnx.graph.file_formats import to_format
 from svd2onnx.graph.int8_matmul import to_integer
-from svd2onnx.network.rewrite import rewrite
+from svd2onnx.pipeline.int8_convolutions import Int8Convolutions, integer_convolutions
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.reporting.report import Retraining
@@ -44,9 +44,13 @@ class Build:
 
     @property
     def integer_layers(self) -> dict[str, CompressedLayer]:
-        """Those that compute in int8."""
+        """Those whose MatMuls compute in int8, with a range for each call."""
         forms = self.plan.forms
-        return {n: layer for n, layer in self.layers.items() if forms[n].activations == "int8"}
+        return {
+            name: layer
+            for name, layer in self.layers.items()
+            if layer.kind == "linear" and forms[name].activations == "int8"
+        }
 
 
 class Builder:
@@ -56,12 +60,18 @@ class Builder:
         prepared: the float network.
         statistics: of its layers, empty without data.
         workspace: where the file is drafted, and what it is measured against.
+        convolutions: what those take and give that compute in int8.
     """
 
     def __init__(
-        self, prepared: Prepared, statistics: Mapping[str, LayerStatistics], workspace: Workspace
+        self,
+        prepared: Prepared,
+        statistics: Mapping[str, LayerStatistics],
+        workspace: Workspace,
+        convolutions: Int8Convolutions | None = None,
     ) -> None:
         self.prepared, self.workspace = prepared, workspace
+        self._convolutions = convolutions or Int8Convolutions(prepared)
         self._statistics = statistics
         self._format = prepared.settings.file_format
         self._known: dict[tuple[str, str, LayerForm], CompressedLayer] = {}
@@ -97,10 +107,12 @@ class Builder:
         release_freed()
         self._known |= {(kind, name, fresh[name]): layer for name, layer in done.items()}
         layers = {name: self._known[kind, name, form] for name, form in stored.items()}
-        return Build(plan, layers, self._rewritten(self.prepared.model, layers))
+        return Build(plan, layers, self._rewritten(self.prepared.model, layers, plan))
 
-    def _rewritten(self, model: nn.Module, layers: Mapping[str, CompressedLayer]) -> nn.Module:
-        return rewrite(model, self.prepared.sites, layers, self.prepared.store)
+    def _rewritten(
+        self, model: nn.Module, layers: Mapping[str, CompressedLayer], plan: CompressionPlan
+    ) -> nn.Module:
+        return self._convolutions.network(model, layers, plan)
 
     def never_worse(self, build: Build) -> tuple[Build, float]:
         """``build``, or its plan rounded to nearest if that is measured to be better; and its judged error.
@@ -139,8 +151,8 @@ class Builder:
         notes = dict(build.plan.notes)
         for name in dense:
             notes[name] = "; ".join(filter(None, [notes.get(name), _NEAREST]))
-        layers = {**build.layers, **done}
-        return Build(replace(build.plan, notes=notes), layers, self._rewritten(prepared.model, layers))
+        layers, plan = {**build.layers, **done}, replace(build.plan, notes=notes)
+        return Build(plan, layers, self._rewritten(prepared.model, layers, plan))
 
     def judged_error(self, build: Build) -> float:
         """The mean error on the judging batches, in PyTorch; of the file, where that computes in int8."""
@@ -179,7 +191,8 @@ class Builder:
             device=prepared.passes,
         )
         told = Retraining(result.steps_run, result.before, result.after)
-        return Build(build.plan, result.layers, self._rewritten(result.model, result.layers), told)
+        network = self._rewritten(result.model, result.layers, build.plan)
+        return Build(build.plan, result.layers, network, told)
 
     def write(self, build: Build) -> int:
         """Export to the draft; the bytes of the file, and of that with its weights."""
@@ -203,6 +216,7 @@ class Builder:
             plain,
             metadata={"svd2onnx.method": build.plan.method},
             traced=prepared.traced(build.network),
+            integer=integer_convolutions(prepared.sites, build.plan),
         )
         if integer:
             to_integer(plain, path, integer, self._statistics)

@@ -16,6 +16,7 @@ from svd2onnx.pipeline.as_handed_in import check_as_handed_in
 from svd2onnx.pipeline.builder import Builder
 from svd2onnx.pipeline.final_report import final_report
 from svd2onnx.pipeline.goal_choice import check_goal, choose_goal, resolved_provider
+from svd2onnx.pipeline.int8_convolutions import Int8Convolutions
 from svd2onnx.pipeline.judged_output import with_judged_output
 from svd2onnx.pipeline.plan_search import search_plan
 from svd2onnx.pipeline.preparation import prepare
@@ -64,8 +65,9 @@ def compress_export(
 
         statistics = gather_statistics(prepared, memo)
         latency_model = time_layers(prepared, workspace, table)
-        goal = choose_goal(prepared, statistics, workspace, latency_model)
-        builder = Builder(prepared, without_probes(statistics), workspace)
+        convolutions = Int8Convolutions(prepared, memo)
+        goal = choose_goal(prepared, statistics, workspace, latency_model, convolutions)
+        builder = Builder(prepared, without_probes(statistics), workspace, convolutions)
         del statistics  # probes take most of the memory
         found = search_plan(goal, builder, latency_model, settings.target_latency)
         del goal

@@ -11,6 +11,7 @@ from svd2onnx.calibration.network_error import drop_errors, error_count
 from svd2onnx.compression.lowrank import Decompose
 from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.latency.latency_model import LatencyModel
+from svd2onnx.pipeline.int8_convolutions import Int8Convolutions
 from svd2onnx.pipeline.preparation import Prepared
 from svd2onnx.pipeline.workspace import Workspace
 from svd2onnx.planning.candidates import BLOCKS, Candidate, candidates, least_bytes
@@ -32,7 +33,8 @@ from svd2onnx_runtime.session import resolve_provider
 
 _DROP_ERRORS = 8
 INT8_ON_CPU = (
-    "int8 activations are for the CPU: {} has no kernel for MatMulInteger and would run it there; "
+    "int8 activations are for the CPU: {} lacks kernels for MatMulInteger and QLinearConv, and would run "
+    "them there; "
     "use --provider cpu or --activations float"
 )
 GoalWithin = Callable[[float], Goal]
@@ -70,8 +72,11 @@ def choose_goal(
     statistics: Mapping[str, LayerStatistics],
     workspace: Workspace,
     latency_model: LatencyModel | None,
+    convolutions: Int8Convolutions,
 ) -> GoalWithin:
     """What the settings ask for, as a goal within a limit of time; ``latency_model`` where they have one.
+
+    ``convolutions`` tell what those in int8 cost besides.
 
     Raises:
         PlanError: the goal or the plan cannot be.
@@ -87,7 +92,10 @@ def choose_goal(
     activations = settings.choice_of_activations(provider)
     uniform = [with_activations(plan, sites, own) for plan in uniform_plans(sites) for own in activations]
     memo, only_promising = workspace.memo, latency_model is None
-    menu = priced_menu(prepared, statistics, activations, memo, only_promising=only_promising)
+    rounding = convolutions.rounding if "int8" in activations else None
+    menu = priced_menu(
+        prepared, statistics, activations, memo, rounding=rounding, only_promising=only_promising
+    )
     if latency_model is not None:
         menu = latency_model.timed(menu)
     if settings.min_fidelity is not None:
@@ -130,6 +138,7 @@ def priced_menu(
     activations: Sequence[str] = ("float",),
     memoize: Memoize = no_memo,
     *,
+    rounding: Mapping[str, float] | None = None,
     only_promising: bool = True,
 ) -> dict[str, list[Candidate]]:
     """The candidates of every layer, with what dropping a layer costs measured on a few held-out rows."""
@@ -140,6 +149,7 @@ def priced_menu(
         statistics,
         dropped,
         activations,
+        rounding=rounding,
         track=prepared.track,
         memoize=memoize,
         device=prepared.device,

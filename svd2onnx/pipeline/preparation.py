@@ -24,6 +24,7 @@ from svd2onnx.sources.load import load_source
 from svd2onnx.sources.model_file import Batch, DynamicShapes, arguments_of
 from svd2onnx.sources.rows import RowAxes, exact_rows, named_axes, row_axes
 from svd2onnx.sources.source import Source
+from svd2onnx.tracing.int8_places import fit_for_int8
 from svd2onnx.values.errors import ExportError, SourceError, one_line
 from svd2onnx.values.objective import parse_objective
 from svd2onnx.values.schema import LayerSite
@@ -230,7 +231,9 @@ def prepare(
     except (SourceError, ExportError) as error:
         random = "" if loaded.calibrated else RANDOM
         raise type(error)(f"{loaded.name}: {error}{random}") from error
-    sites = [replace(site, shared=settings.file_format.shares_weights) for site in sites]
+    fit = set() if settings.with_past else fit_for_int8(traced.model.graph, sites)
+    shares = settings.file_format.shares_weights
+    sites = [replace(site, shared=shares, fits_int8=site.name in fit) for site in sites]
     chosen = layer_sites.select(sites, settings.include, settings.exclude, settings.only)
     obstacle = None if device == CPU else _obstacle(traced.model, batches[0], device)
     return Prepared(

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from svd2onnx.network.outputs import tensors_of
+from svd2onnx.pipeline.int8_check import CodeCheck, showing_codes
 from svd2onnx.pipeline.kernel_rounding import rounding_of
 from svd2onnx.sources.model_file import Batch, arguments_of, as_arrays
 from svd2onnx.values.errors import VerificationError, one_line
@@ -81,17 +82,27 @@ def check_strict(
     ``output`` names the one that ``objective`` judges; None is the first of floating-point numbers.
 
     Raises:
-        VerificationError: an output differs by more than TOLERANCE, or is not finite where the network's is.
+        VerificationError: an output differs by more than TOLERANCE, or is not finite where the network's is;
+            or see ``CodeCheck``.
     """
     check_model(path)
-    session = open_session(path, "cpu", strict=True)
-    errors = OutputErrors(results_of(session), objective, output)
+    shown, rounded = showing_codes(path)
+    session = open_session(shown, "cpu", strict=True)
+    results = [name for name in results_of(session) if name not in rounded]
+    errors, codes = OutputErrors(results, objective, output), CodeCheck(compressed)
     worst, count = 0.0, 0
     for batch in batches:
         arguments = arguments_of(compressed, batch)
         feed = as_arrays(batch)
-        expected, originals = (outputs_of(network, arguments) for network in (compressed, original))
-        outputs, expected, originals = comparable(session, feed, expected, originals)
+        originals = outputs_of(original, arguments)
+        if rounded:
+            given = run(session, feed)
+            outputs = [given[name] for name in results]
+            with codes.following([given[name] for name in rounded]):
+                expected = outputs_of(compressed, arguments)
+        else:
+            expected = outputs_of(compressed, arguments)
+            outputs, expected, originals = comparable(session, feed, expected, originals)
         worst = max(worst, error_of_file(path, session, outputs, expected))
         if worst > TOLERANCE:
             raise VerificationError(

@@ -27,6 +27,7 @@ from svd2onnx.compute.device import CPU
 from svd2onnx.compute.memoize import Memoize, no_memo
 from svd2onnx.compute.progress import Track, silent
 from svd2onnx.compute.workers import finished_memoized
+from svd2onnx.network.int8 import int8_weight
 from svd2onnx.network.layers import weight_of
 from svd2onnx.planning.fixed_rules import fitting_spec
 from svd2onnx.planning.int8_error import rounding_errors
@@ -71,6 +72,7 @@ def candidates(
     dropped: Mapping[str, float] | None = None,
     activations: Sequence[str] = ("float",),
     *,
+    rounding: Mapping[str, float] | None = None,
     track: Track = silent,
     memoize: Memoize = no_memo,
     device: torch.device = CPU,
@@ -86,6 +88,7 @@ def candidates(
         dropped: the measured errors of the network with the outputs of one site constant, as ``drop_errors``
             gives them: no small change, so its prediction is not to be trusted.
         activations: what a layer may compute with.
+        rounding: the predicted error of rounding what a convolution in int8 takes and gives, by site name.
         track: shows the progress.
         memoize: may know prices from an earlier run.
         device: where they are computed.
@@ -102,16 +105,14 @@ def candidates(
     results = finished_memoized(
         memoize,
         "prices",
-        lambda site: (site.name, least(site), kinds, only_promising),
+        lambda site: (site.name, least(site), kinds, only_promising, (rounding or {}).get(site.name)),
         _priced,
         usable,
         lambda site: (
             weight_of(model, site),
             site,
             statistics.get(site.name),
-            least(site),
-            kinds,
-            only_promising,
+            _Asked(least(site), (rounding or {}).get(site.name, 0.0), kinds, only_promising),
         ),
         device=device,
         weights=lambda site: site.weights,
@@ -150,13 +151,7 @@ def priced(
     only_promising: bool = False,
 ) -> tuple[list[Candidate], list[CompressedLayer]]:
     """One site in each of ``forms``, priced as ``candidates`` says, and what is stored then."""
-    predict: Predictor
-    if statistics is None:
-        predict = RelativeChange(weight)
-    elif statistics.probes:
-        predict = ErrorPredictor(statistics)
-    else:
-        predict = RelativeChange(weight, _OTHER_OUTPUTS)
+    predict = _predictor(weight, statistics)
     if site.kind in TO_NEAREST:
         layers = [realize_nearest(weight, site, form) for form in forms]
     else:
@@ -168,22 +163,39 @@ def priced(
     return [Candidate(*one) for one in zip(forms, sizes, errors, strict=True)], layers
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is known of a site besides its statistics, and which forms are wanted; see ``candidates``."""
+
+    dropped: float
+    rounding: float
+    activations: Sequence[str]
+    only_promising: bool
+
+
+def _predictor(weight: Tensor, statistics: LayerStatistics | None) -> Predictor:
+    if statistics is None:
+        return RelativeChange(weight)
+    return ErrorPredictor(statistics) if statistics.probes else RelativeChange(weight, _OTHER_OUTPUTS)
+
+
 def _priced(
     weight: Tensor,
     site: LayerSite,
     statistics: LayerStatistics | None,
-    dropped: float,
-    activations: Sequence[str],
-    only_promising: bool,
+    asked: _Asked,
 ) -> list[Candidate]:
-    found, layers = priced(weight, site, statistics, forms_of(site), only_promising)
+    found, layers = priced(weight, site, statistics, forms_of(site), asked.only_promising)
     if found and found[-1].form == LayerForm():
-        found[-1] = replace(found[-1], error=max(found[-1].error, dropped))
+        found[-1] = replace(found[-1], error=max(found[-1].error, asked.dropped))
     whole = Candidate(None, site.float_bytes, 0.0)
-    if site.kind != "linear" or "int8" not in activations:
+    if not site.computes_in_int8 or "int8" not in asked.activations:
         return [whole, *found]
-    integer = _in_int8(found, rounding_errors(weight, layers, statistics))
-    if "float" not in activations:
+    if site.kind == "linear":
+        integer = _in_int8(found, rounding_errors(weight, layers, statistics))
+    else:
+        integer = _convolutions_in_int8(found, layers, _predictor(weight, statistics), weight, asked.rounding)
+    if "float" not in asked.activations:
         found = [c for c in found if c.form == LayerForm()]
     return [whole, *found, *integer]
 
@@ -194,6 +206,25 @@ def _in_int8(priced: Sequence[Candidate], rounding: Sequence[float]) -> list[Can
         Candidate(replace(c.form, activations="int8"), c.size, c.error + extra)
         for c, extra in zip(priced, rounding, strict=True)
         if c.form is not None and c.form.specs
+    ]
+
+
+def _convolutions_in_int8(
+    priced: Sequence[Candidate],
+    layers: Sequence[CompressedLayer],
+    predict: Predictor,
+    weight: Tensor,
+    rounding: float,
+) -> list[Candidate]:
+    """Those of ``priced`` with their weights rounded to int8 too. A pair rounds once more between its two."""
+    fit = [(c, layer) for c, layer in zip(priced, layers, strict=True) if not (layer.dense and layer.left)]
+    errors = predict([weight - int8_weight(layer).to(weight.device) for _, layer in fit])
+    return [
+        Candidate(
+            replace(c.form, activations="int8"), c.size, error + rounding * (1 if layer.left is None else 2)
+        )
+        for (c, layer), error in zip(fit, errors, strict=True)
+        if c.form is not None
     ]
 
 

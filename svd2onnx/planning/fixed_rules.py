@@ -36,7 +36,7 @@ def uniform_plan(sites: Sequence[LayerSite], spec: QuantSpec) -> CompressionPlan
 
 def with_activations(plan: CompressionPlan, sites: Sequence[LayerSite], activations: str) -> CompressionPlan:
     """``plan`` with every layer that multiplies computing with ``activations``."""
-    multiply = {site.name for site in sites if site.kind == "linear"}
+    multiply = {site.name for site in sites if site.computes_in_int8}
     forms = {
         name: replace(form, activations=activations) if name in multiply and form.specs else form
         for name, form in plan.forms.items()

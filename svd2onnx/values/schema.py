@@ -25,7 +25,7 @@ from svd2onnx.values.errors import PlanError
 from svd2onnx.values.scales import widen
 
 ACTIVATIONS = ("float", "int8")
-"""What a layer's MatMuls compute with, see ``graph.int8_matmul``."""
+"""What a layer computes with, see ``graph.int8_matmul`` and ``graph.int8_convolution``."""
 PLAN_FORMAT = "svd2onnx-plan/1"
 
 
@@ -59,7 +59,8 @@ class LayerSite:
     ``aliases`` are further module names that share the very same weight. ``calls`` counts how often
     one forward pass multiplies by the weight: each fused kernel needs a copy of its own, unless the file's
     form lets them share one (``shared``). ``skip_reason`` is None where the weight can be compressed, else it
-    says why it stays float. ``geometry`` is that of a convolution.
+    says why it stays float. ``geometry`` is that of a convolution, and ``fits_int8`` says of one whether its
+    values may be rounded.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LayerSite:
     skip_reason: str | None = None
     shared: bool = False
     geometry: Geometry | None = None
+    fits_int8: bool = False
 
     @property
     def weights(self) -> int:
@@ -83,6 +85,11 @@ class LayerSite:
     def multiplies(self) -> bool:
         """Whether its weight is a matrix that multiplies rows of inputs: it can be a low-rank pair."""
         return self.kind in ("linear", "convolution") and self.groups == 1
+
+    @property
+    def computes_in_int8(self) -> bool:
+        """Whether it may compute on activations of 8 bits."""
+        return self.kind == "linear" or self.fits_int8
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,8 +217,10 @@ class LayerForm:
                 return "a stored weight has a dense term and no pair"
             return None if self.activations == "float" else "a stored weight is made a float at load"
         if site.kind == "convolution":
-            if self.activations != "float":
-                return "convolutions compute in floats"
+            if self.activations != "float" and not site.fits_int8:
+                return "its values leave the network as floats"
+            if self.activations != "float" and self.dense and self.factors:
+                return "in int8 it is one convolution or a pair"
             if not self.specs:
                 return "without a term its output has no size"
             if self.factors and site.groups > 1:

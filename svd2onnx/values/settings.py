@@ -166,7 +166,7 @@ class Settings:
     def _check_forms(self) -> None:
         if self.activations == "int8" and self.file_format != FileFormat():
             raise PlanError(
-                "--activations int8 is a form of its own, MatMulInteger on float32 activations: "
+                "--activations int8 is a form of its own, with kernels for integers: "
                 f"leave it out, or --operator {self.operator} and --dtype {self.dtype}"
             )
         if self.target_latency and self.file_format not in (FileFormat(), FileFormat("matmulnbits")):

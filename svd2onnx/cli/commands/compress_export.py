@@ -117,8 +117,8 @@ FORMAT_OPTIONS = cloup.option_group(
         type=click.Choice(ACTIVATIONS),
         default="auto",
         show_default=True,
-        help="What MatMuls compute in. int8 is faster on CPUs at large batches, and rounds more. auto "
-        "chooses for each layer with --target-latency, and is float without.",
+        help="What MatMuls and convolutions compute in. int8 is faster on CPUs, for MatMuls at large "
+        "batches, and rounds more. auto chooses for each layer with --target-latency, and is float without.",
     ),
     cloup.option(
         "--operator",

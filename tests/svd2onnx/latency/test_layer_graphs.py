@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from svd2onnx.latency.layer_graphs import write_convolution_graph, write_layer_graph
+from svd2onnx.latency.convolution_graphs import write_convolution_graph
+from svd2onnx.latency.layer_graphs import write_layer_graph
 from svd2onnx.network.convolution import geometry_of
 from svd2onnx.values.schema import LayerForm, QuantSpec
 from svd2onnx_runtime import certify, open_session, run, synthetic_inputs
+from svd2onnx_runtime.profile import profile
 
 SPEC = QuantSpec(4, 32)
 LINEAR = [
@@ -73,3 +75,13 @@ def test_a_grouped_convolution(tmp_path: Path) -> None:
     session = open_session(path, "cpu")
     (output,) = run(session, synthetic_inputs(session, {})).values()
     assert output.shape == (1, 8, 10)
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["one", "pair"])
+def test_a_convolution_in_int8_has_no_hop_to_float(rank: int, tmp_path: Path) -> None:
+    module = nn.Conv2d(6, 10, 3, padding=1)
+    path = tmp_path / "int8.onnx"
+    write_convolution_graph(path, geometry_of(module), (10, 54), (2, 6, 9, 13), rank, copies=2, int8=True)
+    executed = [node.op for node in profile(path, "cpu", {}, None)[1]]
+    assert executed.count("QLinearConv") == (4 if rank else 2)
+    assert set(executed) <= {"QLinearConv", "Transpose"}  # to the order of axes of these kernels
