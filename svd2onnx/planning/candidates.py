@@ -197,6 +197,9 @@ def _priced(
         integer = _convolutions_in_int8(found, layers, _predictor(weight, statistics), weight, asked.rounding)
     if "float" not in asked.activations:
         found = [c for c in found if c.form == LayerForm()]
+        if site.kind == "convolution" and integer:
+            # One in float amid others in int8 costs two hops: it is made worth no plan.
+            whole = replace(whole, error=max(candidate.error for candidate in integer))
     return [whole, *found, *integer]
 
 

@@ -132,7 +132,7 @@ def test_a_pair_rounds_between_its_two_convolutions(network: nn.Module, tmp_path
 def test_the_planner_weighs_what_rounding_costs(network: nn.Module, tmp_path: Path) -> None:
     report = compressed(network, tmp_path / "planned.onnx", target_size="0.4x")
     integer = [layer for layer in report.layers if "int8 activations" in layer.form]
-    assert {layer.name for layer in integer} >= {"widen", "narrow", "last"}
+    assert {layer.name for layer in integer} >= set(CONVOLUTIONS)  # none is a float amid the others
     floats = svd2onnx.compress(
         network, batches(), tmp_path / "float.onnx", provider="cpu", target_size="0.4x", activations="float"
     )
