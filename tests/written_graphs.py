@@ -190,7 +190,7 @@ def _has_half(model: onnx.ModelProto) -> bool:
 
 
 def _rounds_as_written(model: onnx.ModelProto) -> bool:
-    return _has(model, "MatMulNBits", "DynamicQuantizeLinear")
+    return _has(model, "MatMulNBits", "DynamicQuantizeLinear", "QuantizeLinear")
 
 
 def _rounds_activations(model: onnx.ModelProto) -> bool:

@@ -10,7 +10,8 @@ from svd2onnx.compute.quiet import quiet
 
 def test_named_loggers_and_warnings_are_quiet_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     named, other = logging.getLogger("tests.quiet.named"), logging.getLogger("tests.quiet.other")
-    named.setLevel(logging.INFO)
+    for logger in (named, other):
+        logger.setLevel(logging.INFO)
 
     def failing() -> None:
         with quiet([named.name], logging.ERROR):

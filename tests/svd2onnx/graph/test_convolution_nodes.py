@@ -121,7 +121,7 @@ def test_the_index_of_blocks_is_narrow(case: tuple[Compressed, Path]) -> None:
 @pytest.mark.parametrize(
     ("form", "groups", "said"),
     [
-        (LayerForm(QuantSpec(4, 32), activations="int8"), 1, "compute in floats"),
+        (LayerForm(QuantSpec(4, 32), activations="int8"), 1, "leave the network as floats"),
         (LayerForm(), 1, "no size"),
         (LayerForm(rank=16, factors=QuantSpec(4, 32)), 4, "no low-rank pair"),
         (LayerForm(rank=64, factors=QuantSpec(4, 32)), 1, "exceeds 30"),
