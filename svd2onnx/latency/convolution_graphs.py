@@ -1,7 +1,6 @@
-"""Graphs of one convolution alone, to time it: on floats, or in int8 with the hops from float and back.
+"""Graphs of one convolution alone, to time it: on floats, or in int8 as in the midst of a chain of such.
 
-In a chain of such there are no hops, and a file takes less time than was predicted; the search for a plan
-then allows more.
+In a chain values come and go as codes, so such a graph takes and gives codes: no hop to float is timed.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def write_convolution_graph(
     }
     for i in range(copies):
         name = f"layer{i}"
-        x = ir.Value(name=f"{name}.x", shape=ir.Shape(axes), type=ir.TensorType(ir.DataType.FLOAT))
+        x = ir.Value(name=f"{name}.x", shape=ir.Shape(axes), type=ir.TensorType(made.dtype))
         graph.inputs.append(x)
-        y = made.convolve(f"{name}.first", made.taken(f"{name}.x", x), (rank or shape[0], *inner), attributes)
+        y = made.convolve(f"{name}.first", x, (rank or shape[0], *inner), attributes)
         if rank:
             y = made.convolve(f"{name}.second", y, (shape[0], rank, *ones), {})
         y.shape = ir.Shape([None] * len(axes))  # inferred when it is loaded; ONNX asks for a rank
@@ -67,12 +66,10 @@ def write_convolution_graph(
 class _Float:
     """Convolutions on floats, as those on stored codes are once the file is loaded."""
 
+    dtype = ir.DataType.FLOAT
+
     def __init__(self, graph: ir.Graph) -> None:
         self._graph, self._rng = graph, np.random.default_rng(0)
-
-    def taken(self, _name: str, x: ir.Value) -> ir.Value:
-        """What a convolution takes of ``x``."""
-        return x
 
     def convolve(
         self, name: str, x: ir.Value, shape: tuple[int, ...], attributes: Mapping[str, Any]
@@ -93,14 +90,9 @@ class _Float:
 
 
 class _Int8(_Float):
-    """Convolutions on rounded values, which round what they give."""
+    """Convolutions that take codes and give codes."""
 
-    def taken(self, name: str, x: ir.Value) -> ir.Value:
-        """``x``, rounded."""
-        step, zero = self._range()
-        codes = self._node("QuantizeLinear", [x, step, zero], f"{name}.codes")
-        codes.type = ir.TensorType(ir.DataType.UINT8)
-        return self._node("DequantizeLinear", [codes, step, zero], f"{name}.rounded")
+    dtype = ir.DataType.UINT8
 
     def convolve(
         self, name: str, x: ir.Value, shape: tuple[int, ...], attributes: Mapping[str, Any]
@@ -110,7 +102,12 @@ class _Int8(_Float):
         scales = np.full(shape[0], 0.01, np.float32)
         scale = nodes.initializer(self._graph, f"{name}.scale", scales, ir.DataType.FLOAT)
         weight = self._node("DequantizeLinear", [stored, scale], f"{name}.float", {"axis": 0})
-        return self.taken(f"{name}.y", self._node("Conv", [x, weight], f"{name}.product", attributes))
+        step, zero = self._range()
+        floats = self._node("DequantizeLinear", [x, step, zero], f"{name}.x.float")
+        product = self._node("Conv", [floats, weight], f"{name}.product", attributes)
+        result = self._node("QuantizeLinear", [product, step, zero], f"{name}.y")
+        result.type = ir.TensorType(ir.DataType.UINT8)
+        return result
 
     def _range(self) -> tuple[ir.Value, ir.Value]:
         known = self._graph.initializers

@@ -78,11 +78,10 @@ def test_a_grouped_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["one", "pair"])
-def test_a_convolution_in_int8_has_a_hop_from_float_and_one_back(rank: int, tmp_path: Path) -> None:
+def test_a_convolution_in_int8_has_no_hop_to_float(rank: int, tmp_path: Path) -> None:
     module = nn.Conv2d(6, 10, 3, padding=1)
     path = tmp_path / "int8.onnx"
     write_convolution_graph(path, geometry_of(module), (10, 54), (2, 6, 9, 13), rank, copies=2, int8=True)
     executed = [node.op for node in profile(path, "cpu", {}, None)[1]]
     assert executed.count("QLinearConv") == (4 if rank else 2)
-    assert executed.count("QuantizeLinear") == executed.count("DequantizeLinear") == 2
-    assert not {"Conv", "FusedConv"} & set(executed)
+    assert set(executed) <= {"QLinearConv", "Transpose"}  # to the order of axes of these kernels
