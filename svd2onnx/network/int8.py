@@ -33,18 +33,27 @@ TINY = 1e-30
 
 
 class RoundedActivation(nn.Module):
-    """Values rounded to the 256 codes of a range, and cut off at its ends."""
+    """Values rounded to the 256 codes of a range, and cut off at its ends.
+
+    Where a convolution on floats gives them, they are cut off ``apart`` first: onnxruntime (1.31) rounds the
+    weights of a convolution between rounded values, all with one scale, and does not where another node stands
+    between.
+    """
 
     scale: Tensor
     zero: Tensor
+    low: Tensor | None
 
-    def __init__(self, own: ActivationRange) -> None:
+    def __init__(self, own: ActivationRange, *, apart: bool = False) -> None:
         super().__init__()
+        self.register_buffer("low", torch.tensor(-own.zero * own.scale) if apart else None)
         self.register_buffer("scale", torch.tensor(own.scale))
         self.register_buffer("zero", torch.tensor(own.zero, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         """[...] -> [...]."""
+        if self.low is not None:
+            x = torch.maximum(x, self.low)
         if torch.compiler.is_exporting():
             codes = torch.onnx.ops.symbolic(
                 "QuantizeLinear",

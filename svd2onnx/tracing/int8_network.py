@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 
 from torch import fx, nn
 
+from svd2onnx.network.convolution import CONVOLUTIONS
 from svd2onnx.network.int8 import RoundedActivation
-from svd2onnx.tracing.int8_places import Place
+from svd2onnx.network.modules import CompressedConvolution
+from svd2onnx.tracing.int8_places import Place, result_of
 from svd2onnx.values.activation_range import ActivationRange
 
 _PREFIX = "behind"
@@ -40,8 +42,20 @@ def with_rounding(
     network: fx.GraphModule, places: Collection[Place], ranges: Mapping[str, ActivationRange]
 ) -> fx.GraphModule:
     """``network`` with values rounded at ``places``; ``ranges`` are by ``Place.range_of``."""
-    modules = {name: RoundedActivation(own) for name, own in ranges.items()}
-    return with_modules(network, {place.node: modules[place.range_of] for place in places})
+    floats = {
+        result_of(node).name
+        for node in network.graph.nodes
+        if node.op == "call_module"
+        and isinstance(network.get_submodule(str(node.target)), (*CONVOLUTIONS, CompressedConvolution))
+    }
+    modules: dict[tuple[str, bool], RoundedActivation] = {}
+    behind = {}
+    for place in places:
+        key = place.range_of, place.node in floats
+        if key not in modules:
+            modules[key] = RoundedActivation(ranges[place.range_of], apart=key[1])
+        behind[place.node] = modules[key]
+    return with_modules(network, behind)
 
 
 def input_ranges(

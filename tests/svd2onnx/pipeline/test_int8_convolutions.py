@@ -175,3 +175,26 @@ def test_a_convolution_that_fell_back_to_float_is_named(network: nn.Module, tmp_
     ((node, reason),) = certificate.unfused
     assert "not as QLinearConv" in reason
     assert node
+
+
+class Small(Network):
+    """With a depthwise convolution that is too small to be compressed, amid others in int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        with torch.no_grad():  # one scale for all of these would leave the small ones nothing
+            self.small.weight *= torch.logspace(-2, 1, 32)[:, None, None, None]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.small(torch.relu(self.norm(self.stem(images)))))
+        y = nn.functional.relu6(self.depthwise(nn.functional.relu6(self.widen(x))))
+        return self.head(torch.relu(self.last(self.pool(self.narrow(y)))).mean((2, 3)))
+
+
+def test_a_convolution_on_floats_amid_others_keeps_its_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = compressed(Small().eval(), tmp_path / "small.onnx", method="quantize", bits=8)
+    made = kernels(tmp_path / "small.onnx", tmp_path)
+    assert (made["QLinearConv"], made["Conv"] + made["FusedConv"]) == (5, 1)
+    assert report.deployed.fidelity == pytest.approx(report.strict_fidelity, abs=0.005)
