@@ -35,9 +35,9 @@ TINY = 1e-30
 class RoundedActivation(nn.Module):
     """Values rounded to the 256 codes of a range, and cut off at its ends.
 
-    Where a convolution on floats gives them, they are cut off ``apart`` first: onnxruntime (1.31) rounds the
-    weights of a convolution between rounded values, all with one scale, and does not where another node stands
-    between.
+    Where a convolution on floats gives them, they are cut off ``apart`` first. Onnxruntime (1.31) rounds the
+    weights of a convolution between rounded values, all with one scale; where another node stands between, it
+    does not.
     """
 
     scale: Tensor
