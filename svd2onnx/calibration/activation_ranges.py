@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -139,7 +140,7 @@ class _Seen:
     def _squared_error(self, own: ActivationRange) -> float:
         return float((rounded(self._values, own) - self._values).square().mean())
 
-    @property
+    @cached_property
     def _values(self) -> Tensor:
         return torch.cat(self._samples)
 

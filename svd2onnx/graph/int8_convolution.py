@@ -10,7 +10,6 @@ bytes: they follow from the codes, and those of the bias from theirs and from th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -40,7 +39,7 @@ def store_codes(graph: ir.Graph, layers: Mapping[str, CompressedLayer]) -> list[
         for factor in ("dense", "right", "left"):
             tensor: QuantizedTensor | None = getattr(layer, factor)
             if tensor is not None:
-                key = _digest(int8_codes(tensor.dequantize())[0].numpy())
+                key = nodes.digest(int8_codes(tensor.dequantize())[0].numpy())
                 wanted.setdefault(key, []).append((name, factor, tensor))
     missing = {name for planned in wanted.values() for name, _, _ in planned}
     made: list[FoldedInt8Weight] = []
@@ -128,13 +127,7 @@ def _digest_of(initializer: ir.Value) -> str:
     if const is None or const.dtype != ir.DataType.INT8 or len(const.shape) < 2:
         return ""
     codes: np.ndarray = const.numpy()
-    return _digest(codes.reshape(len(codes), -1))
-
-
-def _digest(codes: np.ndarray) -> str:
-    digest = hashlib.blake2b(str(codes.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(codes).data)
-    return digest.hexdigest()
+    return nodes.digest(codes.reshape(len(codes), -1))
 
 
 def name_rounded(graph: ir.Graph) -> None:

@@ -12,7 +12,6 @@ initializers of its own: onnxruntime fuses the pair only when nothing else uses 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ def insert_dequantize(
     stored = StoredNodes(graph)
     for initializer in list(graph.initializers.values()):
         array = _float_matrix(initializer)
-        planned = wanted.get(_digest(array)) if array is not None else None
+        planned = wanted.get(nodes.digest(array)) if array is not None else None
         if planned is None:
             continue
         missing -= {(entry.layer, entry.factor) for entry in planned}
@@ -119,7 +118,7 @@ def _index(layers: Mapping[str, CompressedLayer]) -> dict[str, list[_Planned]]:
             if tensor is None:
                 continue
             weight = tensor.dequantize().numpy()
-            key = _digest(weight.T if layer.kind == "linear" else weight)
+            key = nodes.digest(weight.T if layer.kind == "linear" else weight)
             wanted.setdefault(key, []).append(_Planned(name, factor, layer.kind, tensor))
     return wanted
 
@@ -131,12 +130,6 @@ def _float_matrix(value: ir.Value) -> np.ndarray | None:
         return None
     array: np.ndarray = tensor.numpy()
     return array.reshape(len(array), -1)
-
-
-def _digest(array: np.ndarray) -> str:
-    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _dequantize_matmul(graph: ir.Graph, node: ir.Node, entry: _Planned, serial: int) -> FusedMatMul:

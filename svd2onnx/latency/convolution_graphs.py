@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from svd2onnx.graph import nodes
 from svd2onnx.graph.export import OPSET
+from svd2onnx.latency.layer_graphs import IR_VERSION, add_node
 from svd2onnx.values.schema import Geometry
 
-_IR_VERSION = 13
 _STEP, _ZERO = np.float32(0.05), np.uint8(128)
 
 
@@ -60,7 +60,7 @@ def write_convolution_graph(
             y = made.convolve(f"{name}.second", y, (shape[0], rank, *ones), {})
         y.shape = ir.Shape([None] * len(axes))  # inferred when it is loaded; ONNX asks for a rank
         graph.outputs.append(y)
-    ir.save(ir.Model(graph, ir_version=_IR_VERSION), path)
+    ir.save(ir.Model(graph, ir_version=IR_VERSION), path)
 
 
 class _Float:
@@ -77,16 +77,7 @@ class _Float:
         """A convolution of ``x`` with a random weight of ``shape``."""
         weight = self._rng.standard_normal(shape, dtype=np.float32)
         stored = nodes.initializer(self._graph, f"{name}.weight", weight, ir.DataType.FLOAT)
-        return self._node("Conv", [x, stored], f"{name}.y", attributes)
-
-    def _node(
-        self, op_type: str, inputs: Sequence[ir.Value], name: str, attributes: Mapping[str, Any] | None = None
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes or None, name=f"node of {name}")
-        node.outputs[0].name = name
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        self._graph.append(node)
-        return node.outputs[0]
+        return add_node(self._graph, "Conv", [x, stored], f"{name}.y", attributes)
 
 
 class _Int8(_Float):
@@ -101,11 +92,11 @@ class _Int8(_Float):
         stored = nodes.initializer(self._graph, f"{name}.weight", codes, ir.DataType.INT8)
         scales = np.full(shape[0], 0.01, np.float32)
         scale = nodes.initializer(self._graph, f"{name}.scale", scales, ir.DataType.FLOAT)
-        weight = self._node("DequantizeLinear", [stored, scale], f"{name}.float", {"axis": 0})
+        weight = add_node(self._graph, "DequantizeLinear", [stored, scale], f"{name}.float", {"axis": 0})
         step, zero = self._range()
-        floats = self._node("DequantizeLinear", [x, step, zero], f"{name}.x.float")
-        product = self._node("Conv", [floats, weight], f"{name}.product", attributes)
-        result = self._node("QuantizeLinear", [product, step, zero], f"{name}.y")
+        floats = add_node(self._graph, "DequantizeLinear", [x, step, zero], f"{name}.x.float")
+        product = add_node(self._graph, "Conv", [floats, weight], f"{name}.product", attributes)
+        result = add_node(self._graph, "QuantizeLinear", [product, step, zero], f"{name}.y")
         result.type = ir.TensorType(ir.DataType.UINT8)
         return result
 

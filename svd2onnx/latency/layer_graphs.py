@@ -20,7 +20,7 @@ from svd2onnx.graph.int8_matmul import to_integer
 from svd2onnx.graph.qdq import insert_dequantize
 from svd2onnx.values.schema import CompressedLayer, LayerForm, QuantizedTensor, QuantSpec
 
-_IR_VERSION = 13
+IR_VERSION = 13
 
 
 def write_layer_graph(
@@ -54,7 +54,7 @@ def write_layer_graph(
             terms = _terms(layers[name])
         _add_layer(graph, name, kind, shape, leading, terms)
     matmuls = insert_dequantize(graph, layers)
-    model = ir.Model(graph, ir_version=_IR_VERSION)
+    model = ir.Model(graph, ir_version=IR_VERSION)
     list_matmuls(model, matmuls)
     ir.save(model, path)
     if form is not None and form.activations == "int8":
@@ -80,7 +80,7 @@ def _add_layer(
     graph.inputs.append(x)
     if is_table:
         table = nodes.initializer(graph, f"{name}.table", terms["dense"], ir.DataType.FLOAT)
-        y = _node(graph, "Gather", [table, x], f"{name}.gathered")
+        y = add_node(graph, "Gather", [table, x], f"{name}.gathered")
         y.shape = ir.Shape([*leading, columns])
     else:
         y = _multiply(graph, name, x, rows, terms)
@@ -98,21 +98,22 @@ def _multiply(graph: ir.Graph, name: str, x: ir.Value, rows: int, terms: dict[st
     }
     y = None
     if "dense" in weights:
-        y = _node(graph, "MatMul", [x, weights["dense"]], f"{name}.dense_product")
+        y = add_node(graph, "MatMul", [x, weights["dense"]], f"{name}.dense_product")
     if "right" in weights:
-        inner = _node(graph, "MatMul", [x, weights["right"]], f"{name}.right_product")
-        pair = _node(graph, "MatMul", [inner, weights["left"]], f"{name}.left_product")
-        y = pair if y is None else _node(graph, "Add", [y, pair], f"{name}.sum")
-    return bias if y is None else _node(graph, "Add", [y, bias], f"{name}.y")
+        inner = add_node(graph, "MatMul", [x, weights["right"]], f"{name}.right_product")
+        pair = add_node(graph, "MatMul", [inner, weights["left"]], f"{name}.left_product")
+        y = pair if y is None else add_node(graph, "Add", [y, pair], f"{name}.sum")
+    return bias if y is None else add_node(graph, "Add", [y, bias], f"{name}.y")
 
 
-def _node(
+def add_node(
     graph: ir.Graph,
     op_type: str,
     inputs: Sequence[ir.Value],
     name: str,
     attributes: Mapping[str, Any] | None = None,
 ) -> ir.Value:
+    """Add a node at the end of ``graph``; its output, of floats, is called ``name``."""
     node = ir.node(op_type, inputs, attributes or None, name=f"node of {name}")
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

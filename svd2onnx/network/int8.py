@@ -68,42 +68,39 @@ class RoundedActivation(nn.Module):
         return codes * self.scale
 
 
-class Int8Weight(nn.Module):
-    """A weight [out, in, *kernel] rounded to int8: called without arguments, as a ``StoredWeight`` is."""
+class _Codes(nn.Module):
+    """A constant of integer codes with a scale for each output: called without arguments."""
 
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, tensor: QuantizedTensor, inner: Sequence[int]) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
         super().__init__()
-        codes, scale = int8_codes(tensor.dequantize())
-        self.register_buffer("codes", codes.reshape(len(codes), *inner))
+        self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
 
     def forward(self) -> Tensor:
-        """The weight, in its shape."""
+        """The constant, in the shape of its codes."""
         if torch.compiler.is_exporting():
             return _dequantized((self.codes, self.scale), axis=0)
         return self.codes * self.scale.reshape(-1, *(1 for _ in self.codes.shape[1:]))
 
 
-class Int8Bias(nn.Module):
+class Int8Weight(_Codes):
+    """A weight [out, in, *kernel] rounded to int8."""
+
+    def __init__(self, tensor: QuantizedTensor, inner: Sequence[int]) -> None:
+        codes, scale = int8_codes(tensor.dequantize())
+        super().__init__(codes.reshape(len(codes), *inner), scale)
+
+
+class Int8Bias(_Codes):
     """A bias [out] in steps of the products that it is added to."""
 
-    codes: Tensor
-    scale: Tensor
-
     def __init__(self, bias: Tensor, scale: Tensor) -> None:
-        super().__init__()
         largest = torch.iinfo(torch.int32).max
-        self.register_buffer("codes", (bias.double() / scale.double()).round().clamp(-largest, largest).int())
-        self.register_buffer("scale", scale)
-
-    def forward(self) -> Tensor:
-        """[out]."""
-        if torch.compiler.is_exporting():
-            return _dequantized((self.codes, self.scale), axis=0)
-        return self.codes * self.scale
+        codes = (bias.double() / scale.double()).round().clamp(-largest, largest).int()
+        super().__init__(codes, scale)
 
 
 class Int8Convolution(nn.Module):

@@ -17,17 +17,13 @@ from torch import Tensor, nn
 
 import svd2onnx
 from svd2onnx.graph import int8_convolution
-from svd2onnx.pipeline import final_report
-from svd2onnx.reporting.report import CompressionReport, LatencyReport
+from svd2onnx.reporting.report import CompressionReport
 from svd2onnx.values.errors import PlanError, VerificationError
 from svd2onnx_runtime import certify
 
+pytestmark = pytest.mark.usefixtures("no_bench")
+
 SETTINGS: dict[str, Any] = {"provider": "cpu", "activations": "int8"}
-
-
-@pytest.fixture(autouse=True)
-def no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_report, "time_file", lambda *_: [LatencyReport(1, 1.0, 1.0, 1.0)])
 
 
 class Network(nn.Module):
